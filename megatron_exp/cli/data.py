@@ -1,0 +1,82 @@
+"""Commands before training: preprocess, plan, quickstart."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_exp.cli.show import console, print_counts, progress_line
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("quickstart")(quickstart)
+    app.command("preprocess")(preprocess)
+    app.command("plan")(plan)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Directory for everything it makes.")] = Path("quickstart"),
+    minutes: Annotated[float, typer.Option(help="Rough time to spend; scales the number of training steps.")] = 8.0,
+    input: Annotated[list[str] | None, typer.Option("--input", help="Your own files instead of Python's standard library.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of placement, assignment, order and initialisation.")] = 0,
+) -> None:
+    """The whole path, small, on this machine's own text: corpus, plan, twin, run, eval, verify, report."""
+    from megatron_exp.cli.quickstart import quickstart as go
+
+    go(out, minutes=minutes, inputs=input or [], seed=seed)
+
+
+def preprocess(
+    input: Annotated[list[str], typer.Option("--input", help="File, glob or directory; NAME=GLOB gives the source its name. Repeatable.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of Hugging Face, or a SentencePiece .model.")],
+    output: Annotated[Path, typer.Option(help="CORPUS directory to write.")],
+    workers: Annotated[int, typer.Option(help="Worker processes; the result does not depend on it.")] = 0,
+    shard_size: Annotated[int, typer.Option(help="Largest shard in bytes.")] = 8 << 30,
+    special_in_text: Annotated[str, typer.Option(help="Special-token strings in text: plain, special or reject.")] = "plain",
+    max_reject_rate: Annotated[float, typer.Option(help="Share of lines that may be rejected before the job fails.")] = 0.0,
+    backend: Annotated[str, typer.Option(help="auto, gigatoken or tokenizers.")] = "auto",
+) -> None:
+    """Tokenise text into Megatron indexed shards. A killed job continues where it was."""
+    from megatron_exp.preparation.preprocess import preprocess as go
+
+    with progress_line() as progress:
+        corpus = go(
+            input,
+            tokenizer,
+            output,
+            workers=workers or None,
+            shard_size=shard_size,
+            special_in_text=special_in_text,
+            max_reject_rate=max_reject_rate,
+            backend=backend,
+            progress=progress,
+        )
+    documents, tokens = (sum(getattr(shard, name) for shard in corpus.shards) for name in ("num_documents", "num_tokens"))
+    console.print(f"{output}: {documents:,} documents, {tokens:,} tokens, {len(corpus.shards)} shards, fingerprint {corpus.fingerprint[:12]}", highlight=False)
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    out: Annotated[Path, typer.Option(help="MANIFEST directory to write.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value: a.b=c. Repeatable.")] = None,
+    diff: Annotated[Path | None, typer.Option(help="An older manifest: list the insertions that moved.")] = None,
+) -> None:
+    """Place all experiments and write the manifest."""
+    from megatron_exp.config.load import load_config
+    from megatron_exp.manifest.reader import Manifest
+    from megatron_exp.preparation.diff import diff as compare
+    from megatron_exp.preparation.diff import moved
+    from megatron_exp.preparation.plan import plan as go
+    from megatron_exp.stream.slot import slot_name
+
+    older = Manifest.open(diff) if diff else None
+    manifest = go(load_config(config, set_), out)
+    print_counts(manifest)
+    if older:
+        for name, cell in compare(manifest, older).items():
+            console.print(f"{name}: " + ", ".join(f"{number} {word}" for word, number in cell.items()), markup=False, highlight=False)
+        for row in moved(manifest, older):
+            (slot, offset), (new_slot, new_offset) = row["from"], row["to"]
+            line = f"  {row['experiment']} {row['insertion_id']}: slot {slot_name(slot)} offset {offset} -> slot {slot_name(new_slot)} offset {new_offset}"
+            console.print(line, markup=False, highlight=False)

@@ -1,0 +1,53 @@
+"""The command `megatron-exp`: all subcommands, and the rule for exit codes."""
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from megatron_exp import __version__
+from megatron_exp.cli import data, look, run
+from megatron_exp.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(
+    name="megatron-exp",
+    help="Many controlled pretraining experiments in one training run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _module in (data, run, look):
+    _module.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"megatron-exp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Also show debugging messages."),
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and stop."),
+) -> None:
+    console = Console(stderr=True)
+    handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler()
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler])
+    for noisy in ("matplotlib", "megatron", "numba", "torch", "asyncio", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def entry(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 2 the user's mistake (one paragraph), 75 requeue, 1 our bug (traceback)."""
+    try:
+        app(arguments)
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,75 @@
+"""Commands that need a model: train, eval, report."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_exp.cli.show import console, print_verdicts
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("train")(train)
+    app.command("eval")(evaluate)
+    app.command("report")(report)
+
+
+def train(
+    manifest: Annotated[Path, typer.Argument(help="MANIFEST directory.")],
+    out: Annotated[Path, typer.Option(help="RUN directory to write or to continue.")],
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train the twin: the same run with the overlay off.")] = False,
+    mask: Annotated[list[str] | None, typer.Option(help="Leave out this experiment's insertions. Repeatable.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value under training: a.b=c. Repeatable.")] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
+    processes: Annotated[int, typer.Option(help="Processes on this machine; under torchrun or srun leave it at 1.")] = 1,
+) -> None:
+    """Train on the manifest (or its baseline). Exit code 75: stopped by a signal after a checkpoint, start again to continue."""
+    if processes > 1:
+        from megatron_exp.training.launch import launch
+
+        sys.exit(launch(_without_processes(sys.argv[1:]), processes))
+    from megatron_exp.training.train import train as go
+
+    sys.exit(go(manifest, out, baseline=baseline, masked=tuple(mask or ()), overrides=tuple(set_ or ()), resume=resume))
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    """The same command line for each process."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument.startswith("--processes="):
+            skip = False
+        elif argument == "--processes":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="RUN directory.")],
+    against: Annotated[Path | None, typer.Option(help="The twin: a baseline RUN of the same manifest.")] = None,
+    steps: Annotated[str | None, typer.Option(help="States to score, comma-separated; default: the final one.")] = None,
+    experiment: Annotated[list[str] | None, typer.Option(help="Only this experiment. Repeatable.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again even where results exist.")] = False,
+) -> None:
+    """Score the experiments against the manifest and write RUN/evals/."""
+    from megatron_exp.evaluation import evaluate as go
+
+    states = [int(step) for step in steps.split(",")] if steps else None
+    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite)
+    print_verdicts(directory)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="RUN directory.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    against: Annotated[Path | None, typer.Option(help="The twin.")] = None,
+    show_text: Annotated[bool, typer.Option("--show-text", help="Show payload texts instead of masking them.")] = False,
+) -> None:
+    """Write one self-contained HTML file."""
+    from megatron_exp.report import report as go
+
+    console.print(f"report: {go(run, against=against, out=out, show_text=show_text)}", highlight=False)

@@ -1,0 +1,49 @@
+"""What commands print: tables on a terminal, plain lines in a log."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from megatron_exp.manifest.reader import Manifest
+
+console = Console(soft_wrap=True)
+
+
+def print_counts(manifest: Manifest) -> None:
+    """Items, insertions and tokens per experiment and condition, then both fractions."""
+    table = Table("experiment", "condition", *(f"{name}" for name in ("items", "controls", "insertions", "tokens", "slots")), box=None)
+    for experiment, conditions in manifest.counts.items():
+        for condition, cell in conditions.items():
+            table.add_row(experiment, condition, *(f"{cell[name]:,}" for name in ("items", "controls", "insertions", "tokens", "slots")))
+    console.print(table)
+    budget = manifest.record["budget"]
+    console.print(
+        f"modified tokens: {budget['modified_tokens']:,} ({budget['modified_fraction']:.3%}); touched slots: {budget['touched_slots']:,} "
+        f"({budget['touched_fraction']:.3%}); manifest {manifest.fingerprint[:12]}",
+        highlight=False,
+    )
+
+
+def print_verdicts(directory: Path) -> None:
+    """One line per experiment of an evaluation directory."""
+    results = orjson.loads((directory / "results.json").read_bytes())
+    for name, one in results["experiments"].items():
+        primary = next((row for row in one["outcomes"] if row.get("primary")), None)
+        detail = f" ({primary['outcome']}: {primary['estimate']:.4g}, p = {primary['p']:.2g})" if primary and primary.get("p") is not None else ""
+        console.print(f"{name}: {one['verdict']}{detail}", markup=False, highlight=False)
+    console.print(f"results: {directory}", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[Any], None]]:
+    """A function that shows a progress record (anything with a readable str) on one line of a terminal, or on lines of their own in a log."""
+    if not console.is_terminal:
+        yield lambda record: console.print(str(record), markup=False, highlight=False)
+        return
+    with console.status("starting") as status:
+        yield lambda record: status.update(str(record))

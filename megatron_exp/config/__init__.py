@@ -1,0 +1,1 @@
+"""Strict configuration: one YAML file, no silent defaults for misspelt keys."""

@@ -1,0 +1,144 @@
+"""Reading a config file strictly: YAML 1.2 numbers and booleans, no duplicate and no unknown keys, errors with their line."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from megatron_exp.config.schema import Config
+from megatron_exp.errors import UserError
+from megatron_exp.files import require_file
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 core scalars and refusal of duplicate keys."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("tag:yaml.org,2002:int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    ("tag:yaml.org,2002:float", r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+0123456789."),
+    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first) + ([""] if "null" in _tag else []))
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(str(loader.construct_scalar(node)).replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in result:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError with file and line for anything that is not one."""
+    path = require_file(path, "a YAML file")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}, line {line}: {error.problem}. Correct the YAML.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds {'nothing' if data is None else type(data).__name__}, expected keys and values. See examples/.")
+    return data
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """The checked configuration; `overrides` are `a.b=value` strings. Relative corpus paths are relative to the file.
+
+    Raises UserError naming file, line and key.
+    """
+    path = Path(path)
+    data = load_yaml(path)
+    for override in overrides or []:
+        _override(data, override)
+    config = validate(data, str(path), _line_finder(path))
+    corpus_path = config.corpus.path if config.corpus.path.is_absolute() else (path.parent / config.corpus.path)
+    return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path})})
+
+
+def validate(data: dict[str, Any], where: str, line_of: Any = None) -> Config:
+    """Check plain data against the schema; UserError lists every problem in one paragraph."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_problem(one, line_of) for one in error.errors())
+        raise UserError(f"{where} is not a valid configuration: {problems}. Correct the keys named; docs/formats.md lists them all.") from error
+
+
+def _problem(one: Any, line_of: Any) -> str:
+    location = [str(part) for part in one["loc"]]
+    name = ".".join(location)
+    line = f" (line {line_of(location)})" if line_of and line_of(location) else ""
+    if one["type"] == "extra_forbidden":
+        return f"unknown key {name}{line}{_suggestion(location)}"
+    if one["type"] == "missing":
+        return f"missing key {name}{line}"
+    return f"{name}{line}: {one['msg']}, found {one['input']!r}"
+
+
+def _suggestion(location: list[str]) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    close = difflib.get_close_matches(location[-1], list(getattr(model, "model_fields", {})), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _line_finder(path: Path) -> Any:
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+
+    def line_of(location: list[str]) -> int | None:
+        node, line = root, None
+        for part in location:
+            if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+                node = node.value[int(part)]
+                line = node.start_mark.line + 1
+            elif isinstance(node, yaml.MappingNode):
+                pair = next(((key, value) for key, value in node.value if key.value == part), None)
+                if pair is None:
+                    return line
+                line, node = pair[0].start_mark.line + 1, pair[1]
+        return line
+
+    return line_of
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set {text!r} is not of the form key.subkey=value.")
+    *parents, last = name.split(".")
+    target = data
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise UserError(f"--set {name}: {parent} is not a group of keys. Name a key that can have the subkey {last}.")
+    try:
+        target[last] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {name}: the value {value!r} is not valid YAML ({error}).") from error

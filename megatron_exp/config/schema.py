@@ -1,0 +1,173 @@
+"""The configuration of a run as frozen, self-checking models. Unknown keys are refused, units are in the names."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """Base of all configuration models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Seeds(Strict):
+    """order: which data at which slot. placement: where insertions go and what generators make. assignment: which item gets which condition. init: weights."""
+
+    order: int = 6198
+    placement: int = 0
+    assignment: int = 0
+    init: int = 6198
+
+
+class CorpusConfig(Strict):
+    """path: a CORPUS directory, relative to the config file. sources: epochs per source, fractions allowed, 0 leaves it out; empty means every source once, else every source of the corpus is listed."""
+
+    path: Path
+    order: Literal["keyed"] = "keyed"
+    sources: dict[str, Annotated[float, Field(ge=0)]] = {}
+
+
+class GeometryConfig(Strict):
+    """sequence_length in tokens, global_batch_size in slots, steps in optimizer updates."""
+
+    sequence_length: Positive
+    global_batch_size: Positive
+    steps: Positive
+
+
+class PoolConfig(Strict):
+    """slots: how many instances are set aside before anything else (validation, swaps, held-out data)."""
+
+    slots: NonNegative = 0
+
+
+class BudgetConfig(Strict):
+    """unit `tokens`: fraction bounds the rewritten positions. unit `slots`: exactly round(fraction x slots) slots are drawn by key and every payload is packed inside them."""
+
+    unit: Literal["tokens", "slots"] = "tokens"
+    fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+class ModelConfig(Strict):
+    """A preset of docs/formats.md, with any of its numbers replaced."""
+
+    preset: str = "tiny"
+    layers: Positive | None = None
+    hidden: Positive | None = None
+    heads: Positive | None = None
+    kv_groups: Positive | None = None
+    ffn: Positive | None = None
+    vocabulary_size: Positive | None = None
+
+
+class ParallelConfig(Strict):
+    """Degrees of tensor, pipeline and context parallelism; the rest of the processes is data-parallel."""
+
+    tp: Positive = 1
+    pp: Positive = 1
+    cp: Positive = 1
+    sequence_parallel: bool = False
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over steps. `cosine`: warm-up, cosine over `horizon_tokens` (default: the whole run) down to final_factor x peak, and from
+    `decay_start` on linear to zero. `constant`: warm-up, constant, linear to zero from `decay_start`."""
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    peak_lr: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: NonNegative = 0
+    horizon_tokens: Annotated[float, Field(gt=0)] | None = None
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    decay_start: NonNegative | None = None
+
+
+class OptimizerConfig(Strict):
+    """AdamW; weight decay is not applied to embeddings."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip: Annotated[float, Field(ge=0)] = 1.0
+
+
+class CheckpointConfig(Strict):
+    """every: steps between rotating checkpoints. portable_every: steps between checkpoints that load at any layout (0: only at the end). keep: states never rotated."""
+
+    every: Positive = 1000
+    portable_every: NonNegative = 0
+    keep: tuple[NonNegative, ...] = ()
+
+
+class ValidationConfig(Strict):
+    """every: steps between validations. slots: pool slots used (the first of the pool)."""
+
+    every: Positive = 1000
+    slots: NonNegative = 0
+
+
+class TrainingConfig(Strict):
+    """Everything the trainer needs beyond data."""
+
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    fp8_recipe: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] = "tensorwise"
+    micro_batch_size: Positive = 1
+    parallel: ParallelConfig = ParallelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+
+class ExperimentEntry(Strict):
+    """One experiment of a run: its name, its type (a module of megatron_exp.experiments, or `package.module` of a third party) and its own parameters."""
+
+    name: Name
+    type: str
+    enabled: bool = True
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_parameters(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "parameters" in data:
+            return data
+        own = {"name", "type", "enabled"}
+        return {**{k: v for k, v in data.items() if k in own}, "parameters": {k: v for k, v in data.items() if k not in own}}
+
+    @field_validator("type")
+    @classmethod
+    def _check_type(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value):
+            raise ValueError(f"{value!r} is not a module name such as memorization_patterns or my_package.my_experiment")
+        return value
+
+
+class Config(Strict):
+    """A whole run: data, model, training and experiments."""
+
+    name: Name
+    seeds: Seeds = Seeds()
+    corpus: CorpusConfig
+    geometry: GeometryConfig
+    pool: PoolConfig = PoolConfig()
+    budget: BudgetConfig | None = None
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    experiments: tuple[ExperimentEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Config":
+        names = [entry.name for entry in self.experiments]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"experiment names must be unique; used twice: {', '.join(twice)}")
+        return self

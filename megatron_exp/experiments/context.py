@@ -1,0 +1,89 @@
+"""What an experiment may ask for while it is planned. Everything is keyed by names, nothing by order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from megatron_exp.config.schema import Seeds
+from megatron_exp.errors import UserError
+from megatron_exp.seeding import Words, words64
+from megatron_exp.stream.slot import Geometry
+
+
+class TokenizerLike(Protocol):
+    """The part of a tokenizer that experiments use (`megatron_exp.shards.tokenizer.Tokenizer` has it)."""
+
+    vocabulary_size: int
+    eos_id: int
+    special_ids: frozenset[int]
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids of a text, no special tokens added, special-token strings encoded as plain text."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+
+class PoolLike(Protocol):
+    """Hands out pool slots; the same (experiment, purpose) always gets the same ones."""
+
+    def take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
+        """uint64 [num] slot ids, disjoint from all others handed out. UserError where the pool is used up."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Context:
+    """The planning environment of one experiment.
+
+    experiment: its name in the config. banned_tokens: ids no generator may use (padding, special tokens).
+    """
+
+    experiment: str
+    geometry: Geometry
+    seeds: Seeds
+    tokenizer: TokenizerLike
+    pool: PoolLike
+    vocabulary_size: int
+    banned_tokens: frozenset[int] = field(default_factory=frozenset)
+
+    def words(self, *names: str | int) -> Words:
+        """Keyed randomness for generators, below the experiment's name and the placement seed."""
+        return Words.of(self.seeds.placement, "experiment", self.experiment, *names)
+
+    def take_pool(self, purpose: str, num: int) -> np.ndarray:
+        """uint64 [num]: pool slots that belong to this experiment alone."""
+        return self.pool.take(self.experiment, purpose, num)
+
+    def assign(self, units: Sequence[int], counts: Mapping[str, int], strata: Mapping[int, str] | None = None, purpose: str = "") -> dict[int, str]:
+        """Draw a condition for every unit by key, balanced within strata.
+
+        counts: units wanted per condition; they must add up to the number of units. Units of a stratum are laid out in keyed
+        order and dealt to the conditions in the proportions of `counts`, so each condition's share of each stratum is right to
+        within one unit. The result depends on unit ids, strata and the assignment seed, never on the order of `units`.
+        """
+        if sum(counts.values()) != len(units):
+            raise UserError(
+                f"Experiment {self.experiment}: {sum(counts.values())} units are wanted over all conditions but {len(units)} exist. "
+                "Make the counts per condition add up to the number of units."
+            )
+        words = Words.of(self.seeds.assignment, "assign", self.experiment, purpose)
+        stratum_of = strata or {}
+        draws = dict(zip(units, words64_of(words, units), strict=True))
+        ordered = sorted(units, key=lambda unit: (stratum_of.get(unit, ""), draws[unit], unit))
+        return dict(zip(ordered, _dealt(counts), strict=True))
+
+
+def words64_of(words: Words, units: Sequence[int]) -> list[int]:
+    """One keyed word per unit id."""
+    return [int(word) for word in words64(words.key, np.asarray(units, dtype=np.uint64))]
+
+
+def _dealt(counts: Mapping[str, int]) -> list[str]:
+    """Conditions in a low-discrepancy sequence: each prefix holds every condition in proportion to within one."""
+    positions: list[tuple[float, str]] = []
+    for name in sorted(counts):
+        positions += [((index + 0.5) / counts[name], name) for index in range(counts[name])]
+    return [name for _, name in sorted(positions)]

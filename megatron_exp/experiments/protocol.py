@@ -1,0 +1,312 @@
+"""The contract between an experiment and everything else.
+
+An experiment is one file with one frozen class derived from `Experiment`. Preparation calls `items`, `requests` and
+`probes` and writes what they yield into the manifest; training reads only the manifest; evaluation reads the manifest and the
+responses of the models and calls `score`. So a third party's experiment needs no registry and no change elsewhere:
+
+    params -> items -> requests -> (placement) -> probes -> (training, scoring) -> responses -> score -> results
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from megatron_exp.experiments.context import Context
+from megatron_exp.seeding import Words
+
+Role = Literal["treated", "control", "probe-only"]
+Kind = Literal["tokens", "splice", "swap", "noise", "mask"]
+Model = Literal["run", "twin"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named stretch [start, end) of an item's payload, in tokens."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Item:
+    """The unit under study, in one arm.
+
+    item: stable number below 2**53, unique within the experiment together with `arm`, never a position in a file that may
+    be re-ordered. role: `treated` items are inserted; `control` items are prepared the same way and never inserted;
+    `probe-only` items are asked about but belong to no contrast. payload: int32 token ids exactly as inserted (EOS
+    included where wanted), or None where nothing is written as tokens. assignment_unit: what the key drew a condition for. cluster:
+    items that are not independent share it; statistics resample clusters. metadata: JSON-able, for the report and for `score`.
+    """
+
+    item: int
+    condition: str
+    role: Role
+    arm: str = "main"
+    payload: np.ndarray | None = None
+    assignment_unit: int | None = None
+    stratum: str = ""
+    cluster: int | None = None
+    spans: tuple[Span, ...] = ()
+    source: str
+    licence: str
+    sensitive: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Anywhere in the steps [start, end), uniformly, every copy independent of the others."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Like Window, cut into as many equal parts as there are copies: copy r falls into part r (even in time)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Exactly these (slot, offset) places, one for each copy; a place already taken is an error, never moved."""
+
+    places: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Exactly these slots as a whole (found by a search); copies = their number."""
+
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All rows of exactly these steps; copies = steps x global batch size, in slot order."""
+
+    steps: tuple[int, ...]
+
+
+Where = Window | Strata | Positions | Match | Batches
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian perturbation of the input embeddings: standard deviation `scale` (absolute) per channel."""
+
+    scale: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """`copies` insertions of one item. The repetition number of a copy is its index in [0, copies).
+
+    kind `tokens` overwrites with the item's payload; `swap` replaces whole slots by `source_slots` [copies] (pool or train
+    slot ids); `noise` perturbs whole slots by `noise`; `mask` sets the loss mask to 0 over `mask_length` positions. exclusive: nothing else may
+    touch the slot (swap and noise only).
+    """
+
+    item: int
+    arm: str = "main"
+    kind: Kind
+    where: Where
+    copies: int
+    exclusive: bool = False
+    source_slots: np.ndarray | None = None
+    noise: Noise | None = None
+    mask_length: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """Sum of log-probabilities of tokens[start:end] given everything before; `start` >= 1. Value in nats (<= 0)."""
+
+    tokens: np.ndarray
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Greedy:
+    """Greedy continuation of `prompt`; where `target` is given, value = 1.0 if the first tokens equal it, else 0.0."""
+
+    prompt: np.ndarray
+    num_tokens: int
+    target: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """`num_samples` continuations of `prompt` at `temperature`, seeded by key; the text of each is a response."""
+
+    prompt: np.ndarray
+    num_tokens: int
+    num_samples: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class SlotLoss:
+    """Mean loss of the unmodified content of a slot (train or pool), in nats per token."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class EmbeddingGradient:
+    """-<g, w> / (scale |g|): g the gradient of the mean loss of the slot's tokens with respect to the clean input embeddings, w
+    the noise of (noise_key, noise_slot) as rounded in training. Standard normal where the model never saw w."""
+
+    slot: int
+    noise_key: int
+    noise_slot: int
+    scale: float
+
+
+Ask = LogLikelihood | Greedy | Sample | SlotLoss | EmbeddingGradient
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Probe:
+    """One question to a model about one item.
+
+    name: unique within (item, arm); the probes of all items that mean the same thing share a name. states: model states
+    (updates done) at which it is asked; empty means the final state. live: asked during training, on the model
+    in memory; else from a checkpoint afterwards, whose states then become `keep_steps` of the manifest. of: the models asked.
+    """
+
+    item: int
+    name: str
+    ask: Ask
+    arm: str = "main"
+    states: tuple[int, ...] = ()
+    live: bool = False
+    of: frozenset[Model] = frozenset({"run", "twin"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A pre-registered scalar: what is estimated, how it is tested, and what would be too small to matter.
+
+    family: `primary` outcomes of all experiments form one family (Holm); `secondary` ones one family per experiment;
+    `descriptive` ones are not tested. side: direction of the alternative. margin: |effect| below it counts as none, in `unit`.
+    smallest_effect: smallest effect of interest, in `unit`. state: model state it is measured in, or "final".
+    """
+
+    name: str
+    estimand: str
+    unit: str
+    test: str
+    side: Literal["greater", "less", "two-sided"]
+    family: Literal["primary", "secondary", "descriptive"]
+    margin: float
+    smallest_effect: float
+    state: str = "final"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The outcomes an experiment is judged by, fixed before the run and written into the manifest."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One row of results: an outcome in one condition (and state). NaN where a quantity does not exist.
+
+    estimate with interval [low, high] at `level`; `control` and `twin` are the values on the controls and of the twin;
+    difference: the contrast that `p` tests. reason: why nothing could be estimated ("" where it could), never a zero.
+    """
+
+    outcome: str
+    condition: str
+    step: int
+    n: int
+    num_clusters: int
+    num_unscored: int = 0
+    estimate: float
+    low: float = float("nan")
+    high: float = float("nan")
+    level: float = 0.95
+    control: float = float("nan")
+    twin: float = float("nan")
+    difference: float = float("nan")
+    p: float = float("nan")
+    mde: float = float("nan")
+    test: str = ""
+    scope: str = "this run"
+    reason: str = ""
+    exploratory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controller:
+    """A closed loop: every `interval` steps the probes named `probe` are scored on the live model and `decide` sets the next budget.
+
+    bank: items whose copies are handed out in order; largest_budget: copies over the whole run, reserved in the plan.
+    """
+
+    interval: int
+    probe: str
+    bank: tuple[int, ...]
+    largest_budget: int
+
+
+class Experiment(BaseModel):
+    """Base class of all experiments; its fields are the keys a user may write in the YAML entry.
+
+    Subclasses document question, design, conditions, metric with unit, source, licence and a printed example in their
+    docstring, and check themselves with pydantic validators. Everything random comes from `context`, by key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Subset of {"reference", "corpus", "pool", "tokenizer"}: what `context` must be able to give."""
+
+    title: ClassVar[str]
+    question: ClassVar[str]
+    citation: ClassVar[str]
+
+    def items(self, context: Context) -> Iterator[Item]:
+        """All items with their arms, roles, strata and clusters; the assignment comes from `context.assign`."""
+        raise NotImplementedError
+
+    def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
+        """The insertions wanted for the treated items."""
+        raise NotImplementedError
+
+    def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
+        """What to ask; `placed` holds this experiment's rows of the insertions table (slot, step, offset, ...)."""
+        raise NotImplementedError
+
+    def controller(self) -> Controller | None:
+        """The closed loop of this experiment, if it has one."""
+        return None
+
+    @property
+    def analysis(self) -> Analysis:
+        """The pre-registered outcomes."""
+        raise NotImplementedError
+
+    def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:
+        """Results from the experiment's rows of `items.parquet` and of the responses; pure, no model and no file."""
+        raise NotImplementedError
+
+    def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
+        """Responses of a model on which the primary outcome truly has size `effect` (in its unit), with realistic noise."""
+        raise NotImplementedError
+
+
+def treated(items: Iterable[Item]) -> list[Item]:
+    """The items that are inserted."""
+    return [item for item in items if item.role == "treated"]

@@ -1,0 +1,153 @@
+"""Durable files: everything that must survive a crash is written through this module.
+
+A reader sees the old content or the new one, never a mixture: a temporary name in the same directory, fsync, rename,
+fsync of the directory. The four system calls stand alone (`_write`, `_fsync`, `_rename`, `_fsync_directory`) so that
+tests can enumerate them, fail the k-th and kill the process at any.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_exp.errors import UserError
+
+_PARTIAL_SUFFIX = ".partial"
+_BLOCK_BYTES = 1 << 20
+
+
+def _write(file: BinaryIO, data: bytes | memoryview) -> None:
+    file.write(data)
+
+
+def _fsync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.rename(source, target)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of an already written file durable (used for files that a library wrote)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class DurableWriter:
+    """A file under construction: `write` bytes, `close` makes them durable and visible under the final name."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._partial = self.path.with_name(f"{self.path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+        self._file: BinaryIO = open(self._partial, "wb", buffering=_BLOCK_BYTES)
+
+    def write(self, data: bytes | memoryview) -> None:
+        _write(self._file, data)
+
+    def close(self) -> None:
+        try:
+            self._file.flush()
+            _fsync(self._file.fileno())
+        finally:
+            self._file.close()
+        _rename(self._partial, self.path)
+        _fsync_directory(self.path.parent)
+
+    def abandon(self) -> None:
+        """Drop what was written; the old file, if any, stays."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def durable_file(path: Path) -> Iterator[DurableWriter]:
+    """Open PATH for a whole new content that appears at the end of the block, or not at all."""
+    writer = DurableWriter(path)
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace the content of PATH durably."""
+    with durable_file(Path(path)) as writer:
+        writer.write(data)
+
+
+@contextlib.contextmanager
+def durable_directory(path: Path) -> Iterator[Path]:
+    """Build a directory under a temporary name and give it its final name when the block ends without an error.
+
+    Raises UserError where PATH already exists: results are never overwritten.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            if file.is_file():
+                sync_file(file)
+        for directory in sorted(partial.rglob("*"), reverse=True):
+            if directory.is_dir():
+                _fsync_directory(directory)
+        _fsync_directory(partial)
+        _rename(partial, path)
+        _fsync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError where PATH exists and is not an empty directory."""
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists():
+        raise UserError(f"{path} already exists. Results are never overwritten: choose another name, or remove it first.")
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """The path of NAME below ROOT; raises UserError where NAME is absolute or leads out of ROOT."""
+    root = Path(root)
+    joined = root / name
+    if Path(name).is_absolute() or not joined.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"The file name {name!r} leads out of {root}. The record that names it is damaged or not ours: do not use it.")
+    return joined
+
+
+def require_file(path: Path, what: str) -> Path:
+    """PATH, if it is a file; else a UserError that says what was expected there."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is not a file; {what} was expected there. Check the path.")
+    return path
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

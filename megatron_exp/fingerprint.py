@@ -1,0 +1,68 @@
+"""Fingerprints of logical content: columns, dtypes and canonical JSON, never paths, times or file encodings.
+
+The same content gives the same fingerprint on any machine and with any version of Parquet, numpy or Python. Checksums
+of files as stored are another thing and live beside the files.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+_LENGTH = 32  # hex digits kept of SHA-256: 128 bits, collisions are out of reach
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; the same value always gives the same bytes."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def of_bytes(*parts: bytes) -> str:
+    """Fingerprint of a sequence of byte strings (length-prefixed, so their borders count)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:_LENGTH]
+
+
+def of_json(value: Any) -> str:
+    """Fingerprint of a JSON-able value."""
+    return of_bytes(canonical_json(value))
+
+
+def of_array(array: np.ndarray) -> str:
+    """Fingerprint of an array's dtype, shape and values (little-endian)."""
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return of_bytes(f"{little.dtype.str}{little.shape}".encode(), little.tobytes())
+
+
+def of_table(table: pa.Table) -> str:
+    """Fingerprint of a table: for each column in name order its name, logical type, nulls and values.
+
+    Dictionary encoding and chunking are encodings and do not count.
+    """
+    parts: list[bytes] = [str(table.num_rows).encode()]
+    for name in sorted(table.column_names):
+        column = table.column(name).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        parts += [name.encode(), str(column.type).encode(), *_column_bytes(column)]
+    return of_bytes(*parts)
+
+
+def _column_bytes(column: pa.Array) -> list[bytes]:
+    nulls = np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
+    kind = column.type
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        filled = column.fill_null(False if pa.types.is_boolean(kind) else 0)
+        return [nulls, np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes()]
+    return [nulls, canonical_json([_plain(value) for value in column.to_pylist()])]
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""The manifest: the only thing that crosses the stages."""

@@ -1,0 +1,66 @@
+"""The compact overlay index: two memory-mapped arrays that answer "what happens in slot k" with one binary search."""
+
+import bisect
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from megatron_exp.errors import UserError
+
+SLOTS_NAME, ENTRIES_NAME = "overlay-slots.npy", "overlay-entries.npy"
+SLOT_DTYPE = np.dtype([("slot", "<u8"), ("start", "<u4")])
+ENTRY_DTYPE = np.dtype([("layer", "u1"), ("experiment", "<u2"), ("offset", "<u4"), ("length", "<u4"), ("value", "<u8")])
+
+
+class OverlayIndex(NamedTuple):
+    """slots: sorted SLOT_DTYPE [touched]; entries: ENTRY_DTYPE [insertions], ordered by (slot, layer, offset)."""
+
+    slots: np.ndarray
+    entries: np.ndarray
+
+    def of(self, slot: int) -> np.ndarray:
+        """The entries of one slot, in the order of application."""
+        position = bisect.bisect_left(self.slots["slot"], slot)  # numpy's own search would copy the mapped column
+        if position == len(self.slots) or int(self.slots["slot"][position]) != slot:
+            return self.entries[:0]
+        end = int(self.slots["start"][position + 1]) if position + 1 < len(self.slots) else len(self.entries)
+        return self.entries[int(self.slots["start"][position]) : end]
+
+
+def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:
+    """The index of an insertions table (sorted by slot, layer, offset); `experiments` gives each name its code."""
+    slots = insertions["slot"].to_numpy()
+    entries = np.zeros(len(slots), dtype=ENTRY_DTYPE)
+    codes = pc.index_in(insertions["experiment"].cast(pa.string()), pa.array(experiments, pa.string()))
+    entries["experiment"] = codes.to_numpy()
+    for name in ("layer", "offset", "length"):
+        entries[name] = insertions[name].to_numpy()
+    entries["value"] = pc.coalesce(insertions["payload"], insertions["source_slot"], insertions["key"], pa.scalar(0, pa.uint64())).to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(slots) != 0])) if len(slots) else np.empty(0, np.int64)
+    table = np.zeros(len(starts), dtype=SLOT_DTYPE)
+    table["slot"], table["start"] = slots[starts], starts
+    return OverlayIndex(table, entries)
+
+
+def write_index(directory: Path, index: OverlayIndex) -> None:
+    """Write both arrays into `directory` (which is under construction)."""
+    np.save(directory / SLOTS_NAME, index.slots, allow_pickle=False)
+    np.save(directory / ENTRIES_NAME, index.entries, allow_pickle=False)
+
+
+def open_index(directory: Path) -> OverlayIndex:
+    """Map both arrays; UserError where a file is missing, damaged or of another layout."""
+    arrays = []
+    for name, dtype in ((SLOTS_NAME, SLOT_DTYPE), (ENTRIES_NAME, ENTRY_DTYPE)):
+        path = directory / name
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as an overlay index ({error}). The manifest is incomplete or damaged: plan it again.") from error
+        if array.dtype != dtype or array.ndim != 1:
+            raise UserError(f"{path} has layout {array.dtype}, expected {dtype}. It was written by another version: plan the manifest again.")
+        arrays.append(array)
+    return OverlayIndex(*arrays)

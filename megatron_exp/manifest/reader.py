@@ -1,0 +1,126 @@
+"""Opening a manifest: the record at once, tables and payloads when asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_exp.config.schema import Config
+from megatron_exp.errors import UserError
+from megatron_exp.files import require_file
+from megatron_exp.manifest import schema
+from megatron_exp.manifest.overlay_index import OverlayIndex, open_index
+from megatron_exp.manifest.payloads import open_payloads
+from megatron_exp.shards.corpus import Corpus
+from megatron_exp.shards.indexed import IndexedReader
+from megatron_exp.stream.slot import Geometry
+
+RECORD_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A manifest directory. record: the content of manifest.json."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Manifest":
+        """Read manifest.json; UserError where it is missing, damaged or of an unknown version."""
+        path = Path(path)
+        file = require_file(path / RECORD_NAME, "the record of a manifest directory")
+        try:
+            record = orjson.loads(file.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise UserError(f"{file} is not valid JSON ({error}). The manifest is damaged: plan it again.") from error
+        if record.get("schema_version") != schema.SCHEMA_VERSION:
+            raise UserError(f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again.")
+        return cls(path, record)
+
+    @property
+    def fingerprint(self) -> str:
+        """The plan fingerprint: geometry, seeds, order, items, insertions, probes and analyses."""
+        return self.record["fingerprints"]["plan"]
+
+    @cached_property
+    def config(self) -> Config:
+        return Config.model_validate(self.record["config"])
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry(**self.record["geometry"])
+
+    @property
+    def corpus_path(self) -> Path:
+        """Where the corpus lay when the manifest was planned."""
+        return Path(self.record["corpus_path"])
+
+    @property
+    def experiments(self) -> list[str]:
+        """Names of all experiments; the position is the code in the overlay index."""
+        return list(self.record["experiments"])
+
+    @property
+    def keep_steps(self) -> list[int]:
+        """Model states that probes need as checkpoints; they never rotate."""
+        return list(self.record["keep_steps"])
+
+    @property
+    def analyses(self) -> dict[str, Any]:
+        """Per experiment: title, question, citation and pre-registered outcomes."""
+        return self.record["analyses"]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Per experiment and condition: items, insertions, tokens, slots."""
+        return self.record["counts"]
+
+    def insertions(self) -> pa.Table:
+        return self._table("insertions", schema.INSERTIONS)
+
+    def items(self) -> pa.Table:
+        return self._table("items", schema.ITEMS)
+
+    def probes(self) -> pa.Table:
+        return self._table("probes", schema.PROBE_DEFINITIONS)
+
+    def payload(self, number: int) -> np.ndarray:
+        """int32 tokens of a payload."""
+        return np.asarray(self._payloads.document(int(number)), dtype=np.int32)
+
+    def noise_scale(self, key: int) -> float:
+        """Standard deviation of the noise that belongs to a key."""
+        return float(self.record["perturbations"][str(key)]["scale"])
+
+    @cached_property
+    def index(self) -> OverlayIndex:
+        return open_index(self.path)
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """UserError where `corpus` is not the one this manifest was planned on."""
+        planned = self.record["fingerprints"]["corpus"]
+        if corpus.fingerprint != planned:
+            raise UserError(
+                f"The manifest {self.path} was planned on a corpus with fingerprint {planned[:12]}, but {corpus.path} has {corpus.fingerprint[:12]}. "
+                "Use the corpus it was planned on, or plan a new manifest."
+            )
+
+    @cached_property
+    def _payloads(self) -> IndexedReader:
+        return open_payloads(self.path)
+
+    def _table(self, name: str, expected: pa.Schema) -> pa.Table:
+        path = require_file(self.path / f"{name}.parquet", "a table of the manifest")
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}). The manifest is damaged: plan it again.") from error
+        if table.schema.names != expected.names:
+            raise UserError(f"{path} has columns {table.schema.names}, expected {expected.names}. It was written by another version: plan it again.")
+        return table

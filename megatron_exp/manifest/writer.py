@@ -1,0 +1,43 @@
+"""Writing a manifest directory: under a temporary name, renamed when whole, never edited."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_exp import __version__, fingerprint
+from megatron_exp.manifest import schema
+from megatron_exp.manifest.overlay_index import build_index, write_index
+from megatron_exp.manifest.reader import RECORD_NAME
+
+
+def plan_fingerprint(record: dict[str, Any]) -> str:
+    """Fingerprint of everything that decides what a run trains on and how it is judged (no paths, no versions)."""
+    parts = {name: value for name, value in record["fingerprints"].items() if name != "plan"}
+    return fingerprint.of_json([parts, record["geometry"], record["seeds"], record["experiments"], record["analyses"], record["keep_steps"], record["perturbations"]])
+
+
+def table_fingerprints(items: pa.Table, insertions: pa.Table, probes: pa.Table, payload_hashes: list[bytes]) -> dict[str, str]:
+    """Fingerprints of the tables and of the payload store."""
+    return {
+        "items": fingerprint.of_table(items),
+        "insertions": fingerprint.of_table(insertions),
+        "probes": fingerprint.of_table(probes),
+        "payloads": fingerprint.of_bytes(*payload_hashes),
+    }
+
+
+def write_manifest(directory: Path, record: dict[str, Any], items: pa.Table, insertions: pa.Table, probes: pa.Table) -> None:
+    """Write tables, overlay index and record into `directory`, which is under construction and holds the payload store.
+
+    `record` is completed with schema version, package version and the plan fingerprint.
+    """
+    for name, table in (("items", items), ("insertions", insertions), ("probes", probes)):
+        pq.write_table(table, directory / f"{name}.parquet", compression="zstd", row_group_size=1 << 17)
+    write_index(directory, build_index(insertions, record["experiments"]))
+    record["schema_version"] = schema.SCHEMA_VERSION
+    record["package_version"] = __version__
+    record["fingerprints"]["plan"] = plan_fingerprint(record)
+    (directory / RECORD_NAME).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")

@@ -1,0 +1,111 @@
+"""The overlay: the base stream with the manifest's insertions applied when a slot is read. Shards are never written."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_exp import fingerprint
+from megatron_exp.errors import UserError
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.manifest.schema import LAYERS
+from megatron_exp.stream.keyed import Instance, KeyedStream, NoiseSpec
+from megatron_exp.stream.slot import Geometry, Slot
+
+_KINDS = {layer: kind for kind, layer in reversed(LAYERS.items())}
+
+
+class Insertion(NamedTuple):
+    """One insertion of a slot, in order of application. value: payload number, source slot or noise key, by kind."""
+
+    experiment: str
+    kind: str
+    layer: int
+    offset: int
+    length: int
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """The same members as the stream it wraps; reads give what the model is trained on.
+
+    masked: experiments whose insertions are left out (an ablation is the same manifest with a mask).
+    """
+
+    stream: KeyedStream
+    manifest: Manifest
+    masked: frozenset[str] = frozenset()
+
+    @classmethod
+    def open(cls, stream: KeyedStream, manifest: Manifest, masked: frozenset[str] = frozenset()) -> "Overlay":
+        """Check that stream and manifest belong together; UserError where they do not or a masked name is unknown."""
+        planned = manifest.record["fingerprints"]["order"]
+        if stream.fingerprint != planned:
+            raise UserError(
+                f"The manifest {manifest.path} was planned on order {planned[:12]}, but this corpus and configuration give {stream.fingerprint[:12]}. "
+                "Sequence length, order seed, sources or pool differ: use the manifest's own configuration, or plan again."
+            )
+        unknown = sorted(masked - set(manifest.experiments))
+        if unknown:
+            raise UserError(f"The manifest has no experiment {', '.join(unknown)} to mask; it has {', '.join(manifest.experiments) or 'none'}.")
+        return cls(stream, manifest, masked)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.stream.geometry
+
+    @property
+    def num_slots(self) -> int:
+        return self.stream.num_slots
+
+    @property
+    def pool_slots(self) -> int:
+        return self.stream.pool_slots
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint.of_json([self.stream.fingerprint, self.manifest.fingerprint, sorted(self.masked)])
+
+    def instance(self, slot: int) -> Instance:
+        """Where the slot's base content lies."""
+        return self.stream.instance(slot)
+
+    def slots(self, source: str, index: int) -> list[int]:
+        """All slots whose base content is this instance."""
+        return self.stream.slots(source, index)
+
+    def insertions(self, slot: int) -> list[Insertion]:
+        """What is done to the slot, in order of application."""
+        names, masked = self._names, self.masked
+        found = []
+        for entry in self.manifest.index.of(slot):
+            layer, experiment, offset, length, value = entry.tolist()
+            if names[experiment] not in masked:
+                found.append(Insertion(names[experiment], _KINDS[layer], layer, offset, length, value))
+        return found
+
+    def noise(self, slot: int) -> list[NoiseSpec]:
+        """The noise to add to the slot's input embeddings."""
+        return [NoiseSpec(found.value, slot, self.manifest.noise_scale(found.value)) for found in self.insertions(slot) if found.kind == "noise"]
+
+    def read(self, slot: int) -> Slot:
+        """The slot as trained on."""
+        insertions = self.insertions(slot)
+        swaps = [found for found in insertions if found.kind == "swap"]
+        tokens, mask = self.stream.read(swaps[-1].value if swaps else slot)
+        length = self.geometry.sequence_length
+        for found in insertions:
+            end = found.offset + found.length
+            if found.kind == "tokens":
+                tokens[found.offset : end] = self.manifest.payload(found.value)
+                if end == length:
+                    mask[length - 1] = 0  # the look-ahead token does not continue the payload
+            elif found.kind == "mask":
+                mask[found.offset : end] = 0
+        return Slot(tokens, mask)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self.manifest.experiments

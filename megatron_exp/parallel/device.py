@@ -1,0 +1,113 @@
+"""The one place that knows CPU + gloo from CUDA + NCCL.
+
+megatron-core 0.16.1 writes CUDA into its own modules. Where there is no CUDA, `adapt_megatron` makes the modules that the
+CPU path touches name the CPU instead, and touches nothing else: torch itself stays as it is for everybody.
+"""
+
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_MODULES = (
+    "utils",
+    "models.common.embeddings.rotary_pos_embedding",
+    "tensor_parallel.layers",
+    "tensor_parallel.mappings",
+    "pipeline_parallel.schedules",
+    "pipeline_parallel.p2p_communication",
+    "distributed.param_and_grad_buffer",
+    "optimizer.optimizer",
+    "optimizer.distrib_optimizer",
+    "optimizer.grad_scaler",
+    "optimizer.clip_grads",
+    "dist_checkpointing.strategies.state_dict_saver",
+    "dist_checkpointing.strategies.filesystem_async",
+    "dist_checkpointing.strategies.async_utils",
+    "dist_checkpointing.strategies.fully_parallel",
+)
+_CPU_NAMES = {
+    "cuda": "cpu",
+    "torch.cuda.FloatTensor": "torch.FloatTensor",
+    "torch.cuda.HalfTensor": "torch.HalfTensor",
+    "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
+}
+
+
+def has_cuda() -> bool:
+    """Whether this process computes on a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """The device of this process, made current: one GPU per process where there is CUDA, else the CPU."""
+    if not has_cuda():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def backend() -> str:
+    """What carries collectives. Python objects and CPU tensors always travel by gloo."""
+    return "cpu:gloo,cuda:nccl" if has_cuda() else "gloo"
+
+
+class _Redirected(types.ModuleType):
+    """A module seen through: every name is the original's, but for those replaced."""
+
+    def __init__(self, original: types.ModuleType, **replaced: Any):
+        super().__init__(original.__name__)
+        vars(self).update(vars(original))
+        vars(self).update(replaced)
+        vars(self)["_original"] = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+@functools.cache
+def adapt_megatron() -> None:
+    """Make megatron-core run on this machine's device. Does nothing where there is CUDA, and nothing the second time."""
+    if has_cuda():
+        return
+    cuda = _Redirected(torch.cuda, current_device=lambda: torch.device("cpu"), synchronize=lambda device=None: None)
+    redirected = _Redirected(torch, cuda=cuda)
+    for name in _MODULES:
+        module = importlib.import_module(f"megatron.core.{name}")
+        module.torch = redirected  # type: ignore[attr-defined]
+        for function in _functions(module):
+            function.__code__ = _with_cpu_names(function.__code__)
+    rotary = importlib.import_module("megatron.core.models.common.embeddings.rotary_pos_embedding")
+    rotary.get_pos_emb_on_this_cp_rank = _positions_of_context_rank  # type: ignore[attr-defined]
+
+
+def _functions(module: types.ModuleType) -> Iterator[types.FunctionType]:
+    """The functions and methods that a module defines, below their decorators."""
+    owners = [module, *(value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__)]
+    for owner in owners:
+        for value in vars(owner).values():
+            function = inspect.unwrap(getattr(value, "__func__", value)) if callable(getattr(value, "__func__", value)) else None
+            if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
+                yield function
+
+
+def _with_cpu_names(code: types.CodeType) -> types.CodeType:
+    return code.replace(co_consts=tuple(_cpu_constant(constant) for constant in code.co_consts))
+
+
+def _cpu_constant(constant: Any) -> Any:
+    if isinstance(constant, str):
+        return _CPU_NAMES.get(constant, constant)
+    if isinstance(constant, tuple):
+        return tuple(_cpu_constant(member) for member in constant)
+    return _with_cpu_names(constant) if isinstance(constant, types.CodeType) else constant
+
+
+def _positions_of_context_rank(positions: torch.Tensor, dimension: int, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """Chunks r and 2n - 1 - r of 2n along a dimension; megatron's own goes through pinned memory, which the CPU has not."""
+    chunks = positions.chunk(2 * group.size(), dim=dimension)
+    return torch.cat([chunks[group.rank()], chunks[2 * group.size() - 1 - group.rank()]], dim=dimension)

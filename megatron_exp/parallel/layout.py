@@ -1,0 +1,160 @@
+"""Where this process stands among all processes of a run, and how they are started and stopped."""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from megatron_exp.config.schema import ParallelConfig
+from megatron_exp.errors import UserError
+from megatron_exp.parallel import device as devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The place of this process in the grid of tensor (tp), context (cp), data (dp) and pipeline (pp) parallelism.
+
+    threads: CPU threads of this process; sums on CPU depend on it, so two runs must agree on it to be bitwise equal.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    cp_rank: int
+    cp_size: int
+    dp_rank: int
+    dp_size: int
+    sequence_parallel: bool
+    threads: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the embedding (first pipeline stage)."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process computes the loss (last pipeline stage)."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process of the run is here."""
+        dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """The value that rank 0 passes, on every rank (a decision or a user's mistake must reach all)."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather_replicas(self, value: Any) -> list[Any]:
+        """What each data-parallel replica passes, in order, on every rank; the ranks of one replica pass equal values."""
+        from megatron.core import parallel_state
+
+        gathered: list[Any] = [None] * self.dp_size
+        dist.all_gather_object(gathered, value, group=parallel_state.get_data_parallel_group())
+        return gathered
+
+    def stop(self) -> None:
+        """Leave the process group; the layout is of no use afterwards."""
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+class _Processes(NamedTuple):
+    """What the launcher says about this process."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    launched: bool
+
+
+def _read_launcher() -> _Processes:
+    """The variables that torchrun sets (a SLURM template sets the same); without them, one process alone."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _Processes(0, 1, 0, 1, launched=False)
+    world_size = int(os.environ["WORLD_SIZE"])
+    return _Processes(
+        rank=int(os.environ["RANK"]),
+        world_size=world_size,
+        local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        launched=True,
+    )
+
+
+def start_parallel(config: ParallelConfig, threads: int | None = None) -> Layout:
+    """Join the run's processes: those that torchrun started, or this one alone.
+
+    Args:
+        config: degrees of tensor, pipeline and context parallelism; the rest of the processes is data-parallel.
+        threads: CPU threads of this process. Default: the machine's cores divided among the processes on it.
+
+    Raises:
+        UserError: where the number of processes cannot be divided as asked.
+    """
+    processes = _read_launcher()
+    _check_degrees(config, processes.world_size)
+    cores = len(os.sched_getaffinity(0))
+    threads = threads or max(1, cores // processes.local_world_size)
+    torch.set_num_threads(threads)
+    device = devices.choose_device(processes.local_rank)
+    if processes.launched:
+        dist.init_process_group(devices.backend(), rank=processes.rank, world_size=processes.world_size)
+    else:
+        dist.init_process_group(devices.backend(), store=dist.HashStore(), rank=0, world_size=1)
+    return _place(config, processes, device, threads)
+
+
+def _place(config: ParallelConfig, processes: _Processes, device: torch.device, threads: int) -> Layout:
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+    devices.adapt_megatron()
+    # Nothing draws random numbers in the model: there is no dropout, and weights and noise are counter-based. The tracker made for
+    # inference keeps no state, so none has to be saved or restored.
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tp,
+        pipeline_model_parallel_size=config.pp,
+        context_parallel_size=config.cp,
+    )
+    return Layout(
+        rank=processes.rank,
+        world_size=processes.world_size,
+        device=device,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=config.tp,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=config.pp,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=config.cp,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        sequence_parallel=config.sequence_parallel and config.tp > 1,
+        threads=threads,
+    )
+
+
+def _check_degrees(config: ParallelConfig, world_size: int) -> None:
+    needed = config.tp * config.pp * config.cp
+    if world_size % needed:
+        raise UserError(
+            f"training.parallel asks for tp {config.tp} x pp {config.pp} x cp {config.cp} = {needed} processes per model replica, but "
+            f"{world_size} were started, which is not a multiple. Start a multiple of {needed} (torchrun --nproc-per-node), or change the degrees."
+        )

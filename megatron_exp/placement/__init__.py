@@ -1,0 +1,1 @@
+"""Which slot and offset every copy gets: pure, keyed, stable under additions."""

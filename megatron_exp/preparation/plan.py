@@ -1,0 +1,186 @@
+"""`plan`: from a config and a corpus to a manifest. A pure function of both: same input, same fingerprint."""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from megatron_exp import seeding
+from megatron_exp.config.schema import Config, ExperimentEntry
+from megatron_exp.errors import UserError
+from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.loading import load_experiment
+from megatron_exp.experiments.protocol import Experiment, Item
+from megatron_exp.files import durable_directory, refuse_existing
+from megatron_exp.manifest import schema
+from megatron_exp.manifest.payloads import PayloadStore
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.manifest.writer import table_fingerprints, write_manifest
+from megatron_exp.placement.place import SlotBudget, place
+from megatron_exp.preparation.counts import budget_record, counts_of
+from megatron_exp.preparation.pool import PoolAllocator
+from megatron_exp.preparation.requests import check_items, copies_of
+from megatron_exp.preparation.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
+from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.slot import Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class Designed:
+    """One experiment of the config with its items, before placement."""
+
+    entry: ExperimentEntry
+    experiment: Experiment
+    context: Context
+    items: Sequence[Item]
+
+
+def plan(config: Config, out: Path) -> Manifest:
+    """Write the manifest of `config` to `out`.
+
+    Raises UserError, with nothing written, for every mistake in config, corpus or payloads.
+    """
+    refuse_existing(out)
+    corpus = Corpus.open(config.corpus.path)
+    stream = KeyedStream.open(config, corpus)
+    designed = design(config, corpus, stream)
+    planned = place_all(designed, stream.geometry, config)
+    with durable_directory(Path(out)) as directory:
+        _write(directory, config, corpus, stream, designed, planned)
+    return Manifest.open(out)
+
+
+def design(config: Config, corpus: Corpus, stream: KeyedStream) -> list[Designed]:
+    """Items of all experiments, disabled ones too (they keep their places)."""
+    tokenizer = corpus.tokenizer()
+    validation = config.training.validation.slots
+    if validation > stream.pool_slots:
+        raise UserError(f"training.validation.slots is {validation}, but pool.slots is {stream.pool_slots}. Validation uses the pool: enlarge it.")
+    pool = PoolAllocator(stream.pool_slots, validation, config.seeds.placement)
+    designed = []
+    for entry in config.experiments:
+        experiment = load_experiment(entry)
+        context = Context(
+            experiment=entry.name,
+            geometry=stream.geometry,
+            seeds=config.seeds,
+            tokenizer=tokenizer,
+            pool=pool,
+            vocabulary_size=corpus.vocabulary_size,
+            banned_tokens=frozenset(tokenizer.special_ids),
+        )
+        items = list(experiment.items(context))
+        check_items(entry.name, items, stream.geometry, corpus.vocabulary_size)
+        designed.append(Designed(entry, experiment, context, items))
+    return designed
+
+
+def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) -> list[PlannedRequest]:
+    """Places for all requests of all experiments; rank is the order of experiments, then item, arm and kind."""
+    wanted = []
+    for one in designed:
+        items = {(item.item, item.arm): item for item in one.items}
+        requests = sorted(one.experiment.requests(one.items, one.context), key=lambda r: (r.item, r.arm, r.kind))
+        for request in requests:
+            item = items[(request.item, request.arm)]
+            wanted.append((one.entry.name, item, request, copies_of(one.entry.name, item, request, geometry, config.seeds.placement)))
+    budget = None
+    if config.budget and config.budget.unit == "slots":
+        budget = SlotBudget(round(config.budget.fraction * geometry.num_slots), config.seeds.placement)
+    places = place([copies for *_, copies in wanted], geometry, budget)
+    return [
+        PlannedRequest(experiment=name, item=item, request=request, copies=copies, placed=placed)
+        for (name, item, request, copies), placed in zip(wanted, places, strict=True)
+    ]
+
+
+def _write(directory: Path, config: Config, corpus: Corpus, stream: KeyedStream, designed: Sequence[Designed], planned: list[PlannedRequest]) -> None:
+    enabled = [one for one in designed if one.entry.enabled]
+    names = {one.entry.name for one in enabled}
+    store = PayloadStore(directory)
+    items = table_of([row for one in enabled for row in item_rows(one.entry.name, one.items, store)], schema.ITEMS)
+    planned = [one for one in planned if one.experiment in names]
+    insertions = insertions_table(planned, store, stream.geometry, config.seeds.placement)
+    probes = _probes(enabled, insertions, store)
+    hashes = store.close()
+    record = _record(config, corpus, stream, enabled, planned, insertions, items, probes)
+    record["fingerprints"] |= table_fingerprints(items, insertions, probes, hashes)
+    write_manifest(directory, record, items, insertions, probes)
+
+
+def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadStore) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    experiment_of = insertions["experiment"].cast(pa.string()).to_numpy(zero_copy_only=False)
+    for one in enabled:
+        placed = insertions.filter(pa.array(experiment_of == one.entry.name)) if len(experiment_of) else insertions
+        rows += probe_rows(one.entry.name, one.experiment.probes(one.items, placed, one.context), store)
+    for number, row in enumerate(rows):
+        row["probe_id"] = number
+    return table_of(rows, schema.PROBE_DEFINITIONS)
+
+
+def _record(
+    config: Config,
+    corpus: Corpus,
+    stream: KeyedStream,
+    enabled: Sequence[Designed],
+    planned: Sequence[PlannedRequest],
+    insertions: pa.Table,
+    items: pa.Table,
+    probes: pa.Table,
+) -> dict[str, Any]:
+    geometry = stream.geometry
+    return {
+        "name": config.name,
+        "geometry": {"sequence_length": geometry.sequence_length, "global_batch_size": geometry.global_batch_size, "steps": geometry.steps},
+        "seeds": config.seeds.model_dump(),
+        "config": config.model_dump(mode="json"),
+        "corpus_path": str(Path(config.corpus.path).resolve()),
+        "fingerprints": {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint, "order": stream.fingerprint},
+        "extends": None,
+        "experiments": [one.entry.name for one in enabled],
+        "counts": counts_of(items, insertions),
+        "budget": budget_record(insertions, geometry, config.budget),
+        "analyses": {one.entry.name: _analysis_record(one) for one in enabled},
+        "keep_steps": _keep_steps(probes, config),
+        "perturbations": _perturbations(planned, config.seeds.placement),
+        "source_hashes": {one.entry.name: _source_hash(one.experiment) for one in enabled},
+        "warnings": [],
+    }
+
+
+def _perturbations(planned: Sequence[PlannedRequest], seed: int) -> dict[str, Any]:
+    """{noise key: {kind, scale, experiment}}; an experiment has one scale."""
+    scales: dict[str, float] = {}
+    for one in planned:
+        scale = one.request.noise.scale if one.request.noise else None
+        if scale is not None and scales.setdefault(one.experiment, scale) != scale:
+            raise UserError(f"Experiment {one.experiment} asks for noise of scales {scales[one.experiment]} and {scale}; one experiment has one. Split it.")
+    return {str(seeding.key(seed, "noise", name)): {"kind": "gaussian", "scale": scale, "experiment": name} for name, scale in scales.items()}
+
+
+def _keep_steps(probes: pa.Table, config: Config) -> list[int]:
+    """States in which probes are asked of a checkpoint, and those the user wants kept."""
+    states = {state for row in probes.select(["live", "states"]).to_pylist() if not row["live"] for state in row["states"]}
+    return sorted(states | set(config.training.checkpoint.keep))
+
+
+def _analysis_record(one: Designed) -> dict[str, Any]:
+    experiment = one.experiment
+    return {
+        "title": experiment.title,
+        "question": experiment.question,
+        "citation": experiment.citation,
+        "type": one.entry.type,
+        "parameters": experiment.model_dump(mode="json"),
+        "outcomes": [{**vars(outcome)} for outcome in experiment.analysis.outcomes],
+    }
+
+
+def _source_hash(experiment: Experiment) -> str:
+    return hashlib.sha256(Path(inspect.getfile(type(experiment))).read_bytes()).hexdigest()

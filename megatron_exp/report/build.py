@@ -1,0 +1,82 @@
+"""`report`: from a run directory to one HTML file."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from megatron_exp import __version__
+from megatron_exp.display import numbers
+from megatron_exp.display.visible import visible
+from megatron_exp.files import write_file
+from megatron_exp.report.dynamics import dynamics_pictures
+from megatron_exp.report.experiments import experiment_sections
+from megatron_exp.report.gather import Inputs, gather
+from megatron_exp.report.inserted import inserted_rows, placement_picture
+from megatron_exp.report.overview import key_figures, scale_note, verdict_kind, verdicts
+from megatron_exp.report.provenance import citations, provenance
+
+
+def report(run_dir: Path, against: Path | None, out: Path, show_text: bool = False) -> Path:
+    """Write the report of a run and return its path; an older report at `out` is replaced.
+
+    Args:
+        run_dir: RUN, finished or not (then the page is watermarked with its step), evaluated or not.
+        against: the twin's run directory, or None.
+        out: the HTML file.
+        show_text: whether payload texts are written into the page. Else they are not in the file at all.
+
+    Raises:
+        UserError: where a part is missing or damaged, or run, twin, manifest and results do not belong together.
+    """
+    page = render(gather(run_dir, against), show_text=show_text)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, page.encode())
+    return out
+
+
+def render(inputs: Inputs, *, show_text: bool) -> str:
+    """The page as text."""
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        version=__version__,
+        run=inputs.run,
+        finished=inputs.finished,
+        last_step=inputs.last_step,
+        has_twin=inputs.twin is not None,
+        evaluated=inputs.results.file is not None,
+        key_figures=key_figures(inputs),
+        verdicts=verdicts(inputs),
+        scale_note=scale_note(inputs),
+        inserted=inserted_rows(inputs),
+        budget=inputs.manifest.record["budget"],
+        placement=placement_picture(inputs),
+        dynamics=dynamics_pictures(inputs),
+        experiments=experiment_sections(inputs, show_text=show_text),
+        provenance=provenance(inputs),
+        citations=citations(inputs),
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """Autoescape everywhere; every value is made visible (control and bidirectional characters) before it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("megatron_exp.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+    )
+    environment.filters |= {
+        "count": numbers.count,
+        "measured": numbers.measured,
+        "signed": numbers.signed,
+        "percent": numbers.percent,
+        "probability": numbers.probability,
+        "text": visible,
+        "verdict_kind": verdict_kind,
+    }
+    environment.globals["interval"] = numbers.interval
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Applied to every printed expression: strings lose their control characters, whatever the template forgot."""
+    return visible(value) if type(value) is str else value

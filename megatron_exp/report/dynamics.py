@@ -1,0 +1,92 @@
+"""Training dynamics of the run beside its twin: losses, gradient norm, layer norms."""
+
+from matplotlib.axes import Axes
+
+from megatron_exp.display.numbers import measured, signed
+from megatron_exp.report.figures import CONTROL, DASHES, MARKERS, PALETTE, RUN, TWIN, Picture, picture, thinned, thinning_note
+from megatron_exp.report.gather import Inputs
+from megatron_exp.run_record import Series
+
+_X_LABEL = "updates done"
+
+
+def dynamics_pictures(inputs: Inputs) -> list[Picture]:
+    """The plots that the metrics allow, in reading order; a quantity nobody measured has no plot."""
+    drawn = [
+        _pair(inputs, ("loss",), "Training loss", "nats per token"),
+        _difference(inputs),
+        _pair(inputs, ("validation_loss",), "Validation loss", "nats per token"),
+        _pair(inputs, ("grad_norm",), "Gradient norm", "norm before clipping"),
+        _norms(inputs),
+    ]
+    return [one for one in drawn if one is not None]
+
+
+def _pair(inputs: Inputs, keys: tuple[str, ...], title: str, unit: str) -> Picture | None:
+    run, twin = inputs.history.series(*keys), inputs.twin_history.series(*keys)
+    if not len(run):
+        return None
+    ending = f"ends at {measured(run.last)}" + (f", the twin at {measured(twin.last)}" if len(twin) else "")
+
+    def draw(axes: Axes) -> None:
+        _line(axes, run, "run", RUN, "-")
+        if len(twin):
+            _line(axes, twin, "twin", TWIN, DASHES[1])
+        _finish(axes, title, unit)
+
+    return picture(
+        draw,
+        alt=f"Line plot of {title.lower()} over {int(run.steps[-1])} updates for the run{' and its twin' if len(twin) else ''}; the run {ending}.",
+        caption=f"{title} ({unit}); the run {ending}.{thinning_note(run)}",
+    )
+
+
+def _difference(inputs: Inputs) -> Picture | None:
+    gap = inputs.history.series("loss").minus(inputs.twin_history.series("loss"))
+    if not len(gap):
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0, color=CONTROL, linewidth=0.8)
+        _line(axes, gap, "run − twin", RUN, "-")
+        _finish(axes, "Training loss, run − twin", "nats per token")
+
+    caption = (
+        f"Difference of the training losses at the same update ({signed(gap.last)} at the last). The batches differ where experiments rewrote them, "
+        f"so peaks show rewritten batches.{thinning_note(gap)}"
+    )
+    return picture(draw, alt=f"Line plot of the training loss of the run minus that of the twin over {int(gap.steps[-1])} updates.", caption=caption)
+
+
+def _norms(inputs: Inputs) -> Picture | None:
+    names = inputs.history.names("norms")
+    if not names:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for index, name in enumerate(names):
+            colour = PALETTE[index % len(PALETTE)]
+            _line(axes, inputs.history.series("norms", name), name, colour, "-", MARKERS[index % len(MARKERS)])
+            twin = inputs.twin_history.series("norms", name)
+            if len(twin):
+                _line(axes, twin, f"{name}, twin", colour, DASHES[1])
+        _finish(axes, "Layer norms", "norm of the activations")
+        if all((inputs.history.series("norms", name).values > 0).all() for name in names):
+            axes.set_yscale("log")
+
+    last = ", ".join(f"{name} {measured(inputs.history.series('norms', name).last)}" for name in names)
+    return picture(draw, alt=f"Line plot of the norms of {', '.join(names)} over updates; last values: {last}.", caption=f"Norms by layer; dashed: the twin. Last values: {last}.")
+
+
+def _line(axes: Axes, series: Series, name: str, colour: str, dashes: object, marker: str | None = None) -> None:
+    points = thinned(series)
+    few = len(points) <= 40
+    axes.plot(points.steps, points.values, color=colour, linestyle=dashes, label=name, marker=(marker or "o") if few else None, markersize=3)
+
+
+def _finish(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(_X_LABEL)
+    axes.set_ylabel(unit)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(ncols=2)

@@ -1,0 +1,90 @@
+"""Plots as self-contained SVG pictures: deterministic bytes, no reference to anything outside, readable without colour."""
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from megatron_exp.display.visible import visible_line
+from megatron_exp.run_record import Series
+
+RUN, TWIN, CONTROL, GRID = "#0072B2", "#D55E00", "#595959", "#D9D9D9"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours without the yellow, which is too pale on white. Never the only difference: markers and dashes differ too."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 2)))
+
+WIDTH_INCHES = 4.6  # 442 CSS pixels: legible when shrunk to a phone, fills half a page when enlarged
+_MAX_POINTS = 300
+_LABEL_LENGTH = 28
+_STYLE: dict[str, Any] = {
+    "svg.hashsalt": "megatron-exp",
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # names come from data: a dollar sign is a dollar sign
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#595959",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for the page. uri: `data:` with the SVG. alt: what it shows, in words. caption: how to read it."""
+
+    uri: str
+    alt: str
+    caption: str
+
+
+def picture(draw: Callable[[Axes], None], *, alt: str, caption: str, height_inches: float = 2.8) -> Picture:
+    """Draw on fresh axes and keep the SVG."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches))
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the document type, whose address some viewers would fetch
+    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt, caption)
+
+
+def label(text: str) -> str:
+    """A name as a plot label: escaped, and cut where it would take the room of the data (tables have it whole)."""
+    line = visible_line(text)
+    return line if len(line) <= _LABEL_LENGTH else line[: _LABEL_LENGTH - 1] + "…"
+
+
+def thinned(series: Series) -> Series:
+    """At most 300 points: means of equal numbers of consecutive values, at their mean state."""
+    if len(series) <= _MAX_POINTS:
+        return series
+    groups = np.array_split(np.arange(len(series)), _MAX_POINTS)
+    return Series(np.array([series.steps[g].mean() for g in groups]), np.array([series.values[g].mean() for g in groups]))
+
+
+def thinning_note(series: Series) -> str:
+    """The sentence a caption needs where a curve was thinned."""
+    return f" Each point is the mean of about {len(series) / _MAX_POINTS:.0f} updates." if len(series) > _MAX_POINTS else ""

@@ -1,0 +1,212 @@
+"""What can be asked of a language model, whatever runs it.
+
+Shapes: b rows, W positions of a batch, S the model's sequence length, V its vocabulary, h its hidden size.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from megatron_exp.scoring.batches import Batch, pack, padded, share
+from megatron_exp.seeding import Words
+from megatron_exp.stream.keyed import NoiseSpec
+
+_LOGITS_PER_BATCH = 1 << 25
+"""Bound on positions x vocabulary of one forward pass: 128 MiB of fp32 logits."""
+
+
+class LogLikelihoodRequest(NamedTuple):
+    """log p(tokens[start:end] | tokens[:start]); 1 <= start < end <= len(tokens)."""
+
+    tokens: np.ndarray
+    start: int
+    end: int
+
+
+class LogLikelihoods(NamedTuple):
+    """Answers in the order of the requests.
+
+    nats: float64 [n], sums of log-probabilities (<= 0). num_tokens: int64 [n]. greedy: bool [n], whether each token of the span
+    is the most likely one (ties go to the lower id), which is what greedy decoding would have written.
+    """
+
+    nats: np.ndarray
+    num_tokens: np.ndarray
+    greedy: np.ndarray
+
+
+class TokenScores(NamedTuple):
+    """Of one batch. losses: fp32 [b, W], nats of the token after each position. most_likely: bool [b, W], whether it is the argmax."""
+
+    losses: np.ndarray
+    most_likely: np.ndarray
+
+
+class BatchedScorer(abc.ABC):
+    """Packs questions by length, runs them in batches of bounded size, and brings the answers back in order.
+
+    Answers depend on the model and the questions alone: batches are the same whatever the number of processes. With several
+    replicas of the model each scores every n-th batch and all get all answers, so every process asks the same questions.
+    """
+
+    def __init__(self, sequence_length: int, vocabulary_size: int, noise_dtype: torch.dtype, max_tokens: int | None = None):
+        """`max_tokens` bounds the padded positions of a batch; default: by the size of the logits, at least one slot."""
+        self.sequence_length = sequence_length
+        self.vocabulary_size = vocabulary_size
+        self.noise_dtype = noise_dtype
+        self.max_tokens = max_tokens or max(sequence_length, _LOGITS_PER_BATCH // vocabulary_size)
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> LogLikelihoods:
+        """Sum of log-probabilities of each span, given everything before it; equal sequences are run once."""
+        for tokens, start, end in requests:
+            if not 1 <= start < end <= len(tokens):
+                raise ValueError(f"a span [{start}, {end}) does not lie in {len(tokens)} tokens after a first one")
+        sequences, answered_by = share([tokens[:end] for tokens, _, end in requests])
+        asked: list[list[int]] = [[] for _ in sequences]
+        for index, sequence in enumerate(answered_by):
+            asked[sequence].append(index)
+        nats, greedy = np.zeros(len(requests)), np.zeros(len(requests))
+
+        def answer(batch: Batch) -> None:
+            losses, most_likely = self._token_scores(padded([sequences[row] for row in batch.rows], batch.width + 1))
+            for row, sequence in enumerate(batch.rows):
+                for index in asked[sequence]:
+                    span = slice(requests[index].start - 1, requests[index].end - 1)
+                    nats[index] = -losses[row, span].sum(dtype=np.float64)
+                    greedy[index] = most_likely[row, span].all()
+
+        self._run([len(sequence) - 1 for sequence in sequences], answer)
+        num_tokens = np.array([end - start for _, start, end in requests], dtype=np.int64)
+        return LogLikelihoods(self._over_replicas(nats), num_tokens, self._over_replicas(greedy).astype(bool))
+
+    def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+        """int64 [n, num_tokens]: the most likely continuation of each prompt, token by token; ties go to the lower id."""
+        return self._continue(prompts, num_tokens, lambda batch, chosen: self._greedy_tokens(chosen, num_tokens))
+
+    def sample(self, prompts: Sequence[np.ndarray], num_tokens: int, temperature: float, keys: Sequence[int]) -> np.ndarray:
+        """int64 [n, num_tokens]: a continuation of each prompt drawn at `temperature` > 0.
+
+        Token t of prompt i is drawn with word t of `keys[i]` (a 64-bit key of `megatron_exp.seeding`), so a draw can be repeated
+        and does not depend on the other prompts.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}; the limit 0 is `greedy`")
+        uniforms = np.stack([Words(key).uniforms(num_tokens) for key in keys]) if len(keys) else np.zeros((0, num_tokens))
+
+        def draw(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
+            return self._generate(chosen, num_tokens, lambda logits, t: drawn(logits, temperature, uniforms[batch.rows, t]))
+
+        return self._continue(prompts, num_tokens, draw)
+
+    def slot_losses(self, tokens: np.ndarray, loss_mask: np.ndarray) -> np.ndarray:
+        """float64 [n]: mean loss in nats over the unmasked tokens of each slot, NaN where all are masked.
+
+        Args:
+            tokens: int [n, S + 1], the last only a label.
+            loss_mask: [n, S], 1 where the loss of a position counts.
+        """
+        sums = np.zeros(len(tokens))
+
+        def answer(batch: Batch) -> None:
+            losses = self._token_scores(np.asarray(tokens[batch.rows], dtype=np.int64)).losses
+            sums[batch.rows] = (losses.astype(np.float64) * loss_mask[batch.rows]).sum(axis=1)
+
+        self._run(np.full(len(tokens), tokens.shape[1] - 1), answer)
+        counts = np.asarray(loss_mask, dtype=np.float64).sum(axis=1)
+        return np.divide(self._over_replicas(sums), counts, out=np.full(len(tokens), np.nan), where=counts > 0)
+
+    def embedding_gradient(self, tokens: np.ndarray, loss_mask: np.ndarray, noise: Sequence[NoiseSpec]) -> np.ndarray:
+        """float64 [n]: -<g, w> / (scale |g|) for each slot, NaN where the gradient is zero.
+
+        g is the fp32 gradient of the slot's mean loss with respect to the clean embeddings as looked up, w the noise of the row's
+        spec as rounded in training. Where the model never saw w, the statistic is standard normal given g; a step on a loss
+        at e + w lowers <g, w>, so a model that learnt from it gives positive values.
+
+        Args:
+            tokens: int [n, S + 1], the last only a label.
+            loss_mask: [n, S].
+            noise: one spec for each row.
+        """
+        statistics = np.zeros(len(tokens))
+
+        def answer(batch: Batch) -> None:
+            gradients = self._embedding_gradients(np.asarray(tokens[batch.rows], dtype=np.int64), np.asarray(loss_mask[batch.rows]))
+            for row, gradient in zip(batch.rows, gradients, strict=True):
+                statistics[row] = self._watermark_statistic(gradient, noise[row])
+
+        self._run(np.full(len(tokens), tokens.shape[1] - 1), answer)
+        return self._over_replicas(statistics)
+
+    def _continue(self, prompts: Sequence[np.ndarray], num_tokens: int, generate: Callable[[Batch, list[np.ndarray]], np.ndarray]) -> np.ndarray:
+        lengths = [len(prompt) + num_tokens - 1 for prompt in prompts]  # the last token written is never an input
+        if any(not len(prompt) for prompt in prompts) or any(length > self.sequence_length for length in lengths):
+            raise ValueError(f"a prompt is empty, or with {num_tokens} more tokens longer than the model's {self.sequence_length} positions")
+        written = np.zeros((len(prompts), num_tokens))
+
+        def answer(batch: Batch) -> None:
+            written[batch.rows] = generate(batch, [np.asarray(prompts[row]) for row in batch.rows])
+
+        self._run(lengths, answer)
+        return self._over_replicas(written).astype(np.int64)
+
+    def _generate(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """int64 [b, num_tokens], one forward pass per token over the whole text so far; `choose(logits [b, V], t)` gives ids [b]."""
+        lengths = np.array([len(prompt) for prompt in prompts])
+        text = padded(prompts, int(lengths.max()) + num_tokens)
+        rows = np.arange(len(prompts))
+        for t in range(num_tokens):
+            logits = self._next_logits(text[:, : int(lengths.max()) + t], lengths + t - 1)
+            text[rows, lengths + t] = choose(logits, t)
+        return text[rows[:, None], lengths[:, None] + np.arange(num_tokens)]
+
+    def _greedy_tokens(self, prompts: list[np.ndarray], num_tokens: int) -> np.ndarray:
+        return self._generate(prompts, num_tokens, lambda logits, t: logits.argmax(axis=1))
+
+    def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
+        noise = self._noise(spec, gradient).to(self.noise_dtype).double()
+        gradient = gradient.double()
+        size = float(gradient.norm())
+        return -float((gradient * noise).sum()) / (spec.scale * size) if size > 0 else float("nan")
+
+    def _noise(self, spec: NoiseSpec, like: torch.Tensor) -> torch.Tensor:
+        """fp32 [S, h]: the spec's noise before rounding, of the shape and on the device of `like`."""
+        from megatron_exp.model.noise import noise_tensor
+
+        return noise_tensor(spec.key, spec.slot, *like.shape, like.device) * spec.scale
+
+    def _run(self, lengths: Sequence[int] | np.ndarray, answer: Callable[[Batch], None]) -> None:
+        replica, num_replicas = self._replica
+        for batch in pack(np.asarray(lengths, dtype=np.int64), self.max_tokens, self.sequence_length)[replica::num_replicas]:
+            answer(batch)
+
+    @property
+    def _replica(self) -> tuple[int, int]:
+        """(rank, number) of this process's replica of the model."""
+        return 0, 1
+
+    def _over_replicas(self, answers: np.ndarray) -> np.ndarray:
+        """Answers of all replicas; each fills its own and leaves zeros (a sum with zeros is exact)."""
+        return answers
+
+    @abc.abstractmethod
+    def _token_scores(self, tokens: np.ndarray) -> TokenScores:
+        """Scores of int64 [b, W + 1] token ids."""
+
+    @abc.abstractmethod
+    def _next_logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """fp32 [b, V] logits of what follows tokens[i, positions[i]], given int64 [b, W] and [b]."""
+
+    @abc.abstractmethod
+    def _embedding_gradients(self, tokens: np.ndarray, loss_mask: np.ndarray) -> torch.Tensor:
+        """fp32 [b, S, h]: for each row, the gradient of its summed unmasked loss by its looked-up embeddings."""
+
+
+def drawn(logits: np.ndarray, temperature: float, uniforms: np.ndarray) -> np.ndarray:
+    """int64 [b]: a token of each row of logits [b, V], by inverting the distribution function at `uniforms` [b] in (0, 1)."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    cumulative = weights.cumsum(axis=1)
+    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)

@@ -1,0 +1,149 @@
+"""The base stream in keyed order: what the model would see without any experiment."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_exp import fingerprint, seeding
+from megatron_exp.config.schema import Config
+from megatron_exp.errors import UserError
+from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.layout import Source, lay_out
+from megatron_exp.stream.permutation import Permutation
+from megatron_exp.stream.slot import POOL, Geometry, Slot, is_pool, slot_name
+
+
+class Instance(NamedTuple):
+    """Where a slot's content lies: `index` counts the source's instances, `offset` the shard's tokens."""
+
+    source: str
+    epoch: int
+    index: int
+    shard: int
+    offset: int
+
+
+class NoiseSpec(NamedTuple):
+    """Noise to add to the embeddings of a slot: words keyed by (key, slot, position, channel), times `scale`."""
+
+    key: int
+    slot: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class KeyedStream:
+    """Slots in keyed order. `read` gives a fresh copy; the shards are never written."""
+
+    corpus: Corpus
+    geometry: Geometry
+    sources: tuple[Source, ...]
+    order_seed: int
+
+    @classmethod
+    def open(cls, config: Config, corpus: Corpus) -> "KeyedStream":
+        """The stream of a config over its corpus; UserError where the corpus is too small for the run."""
+        geometry = Geometry(**config.geometry.model_dump())
+        sources = lay_out(corpus, config.corpus.sources, geometry.sequence_length, config.pool.slots)
+        stream = cls(corpus, geometry, sources, config.seeds.order)
+        if stream.num_indices < geometry.num_slots:
+            raise UserError(
+                f"The run needs {geometry.num_slots} slots ({geometry.steps} steps of {geometry.global_batch_size}), but the corpus gives only "
+                f"{stream.num_indices} after a pool of {stream.pool_slots}. Train at most {stream.num_indices // geometry.global_batch_size} steps, "
+                "shrink the pool, raise the epochs in corpus.sources, or add text."
+            )
+        return stream
+
+    @property
+    def num_slots(self) -> int:
+        return self.geometry.num_slots
+
+    @property
+    def num_indices(self) -> int:
+        """Size of the index space; the run uses the first `num_slots` of its order."""
+        return sum(source.num_indices for source in self.sources)
+
+    @property
+    def pool_slots(self) -> int:
+        return sum(source.num_pool for source in self.sources)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides which tokens are at slot k (not of how many steps the run has)."""
+        return fingerprint.of_json(
+            {
+                "order": "keyed",
+                "corpus": self.corpus.fingerprint,
+                "seed": self.order_seed,
+                "sequence_length": self.geometry.sequence_length,
+                "sources": [[source.name, source.num_epochs, source.num_pool] for source in self.sources],
+            }
+        )
+
+    def noise(self, slot: int) -> list[NoiseSpec]:
+        """No noise: that is an overlay's business."""
+        del slot
+        return []
+
+    def instance(self, slot: int) -> Instance:
+        """(source, epoch, index, shard, offset) of a train or pool slot."""
+        source, epoch, rank = self._pool_place(slot - POOL) if is_pool(slot) else self._train_place(slot)
+        index = int(self._permutation(source).forward(rank))
+        shard = int(np.searchsorted(source.shard_starts, index, side="right")) - 1
+        offset = (index - int(source.shard_starts[shard])) * self.geometry.sequence_length
+        return Instance(source.name, epoch, index, source.shards[shard], offset)
+
+    def slots(self, source: str, index: int) -> list[int]:
+        """All slots of the run (in epoch order) that hold this instance, or its one pool slot."""
+        place = next(candidate for candidate in self.sources if candidate.name == source)
+        rank = int(self._permutation(place).inverse(index))
+        if rank < place.num_pool:
+            return [POOL + int(self._pool_order.inverse(place.pool_base + rank))]
+        first = rank - place.num_pool
+        indices = np.arange(first, place.num_indices, place.num_rest, dtype=np.uint64) + np.uint64(place.base)
+        return [int(slot) for slot in self._order.inverse(indices) if slot < self.num_slots]
+
+    def read(self, slot: int) -> Slot:
+        """The slot's tokens and loss mask; the look-ahead is the shard's next token, masked out where there is none."""
+        _, _, _, shard, offset = self.instance(slot)
+        length = self.geometry.sequence_length
+        tokens = np.empty(length + 1, dtype=np.int32)
+        mask = np.ones(length, dtype=np.uint8)
+        piece = self.corpus.tokens(shard)[offset : offset + length + 1]
+        tokens[: len(piece)] = piece
+        if len(piece) == length:
+            tokens[length] = self.corpus.eos_id
+            mask[length - 1] = 0
+        return Slot(tokens, mask)
+
+    def _train_place(self, slot: int) -> tuple[Source, int, int]:
+        if not 0 <= slot < self.num_slots:
+            raise UserError(f"Slot {slot} is outside this run, which has {self.num_slots} slots ({self.geometry.steps} steps). Use a smaller number.")
+        index = int(self._order.forward(slot))
+        source = next(s for s in reversed(self.sources) if s.base <= index and s.num_indices)
+        epoch, rank = divmod(index - source.base, source.num_rest)
+        return source, epoch, source.num_pool + rank
+
+    def _pool_place(self, place: int) -> tuple[Source, int, int]:
+        if not 0 <= place < self.pool_slots:
+            raise UserError(f"{slot_name(POOL + place)} is outside the pool, which has {self.pool_slots} slots. Use a smaller number.")
+        index = int(self._pool_order.forward(place))
+        source = next(s for s in reversed(self.sources) if s.pool_base <= index and s.num_pool)
+        return source, 0, index - source.pool_base
+
+    @cached_property
+    def _order(self) -> Permutation:
+        return Permutation(self.num_indices, seeding.key(self.order_seed, "order"))
+
+    @cached_property
+    def _pool_order(self) -> Permutation:
+        return Permutation(self.pool_slots, seeding.key(self.order_seed, "pool"))
+
+    def _permutation(self, source: Source) -> Permutation:
+        return self._permutations[source.name]
+
+    @cached_property
+    def _permutations(self) -> dict[str, Permutation]:
+        return {s.name: Permutation(s.num_instances, seeding.key(self.order_seed, "source", s.name)) for s in self.sources}

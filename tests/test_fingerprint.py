@@ -1,0 +1,25 @@
+import pyarrow as pa
+
+from megatron_exp import fingerprint
+
+
+def test_encodings_and_column_order_do_not_count_but_content_does():
+    plain = pa.table({"a": pa.array([1, None, 3], pa.uint32()), "b": ["x", "y", "x"]})
+    encoded = pa.table({"b": pa.chunked_array([pa.array(["x"]), pa.array(["y", "x"])]).dictionary_encode(), "a": plain["a"]})
+    assert fingerprint.of_table(plain) == fingerprint.of_table(encoded)
+    assert fingerprint.of_table(plain) != fingerprint.of_table(plain.set_column(0, "a", pa.array([1, 0, 3], pa.uint32())))
+    assert fingerprint.of_table(plain) != fingerprint.of_table(plain.set_column(0, "a", plain["a"].cast(pa.uint64())))
+    assert fingerprint.of_table(plain) != fingerprint.of_table(plain.take([1, 0, 2]))
+
+
+def test_borders_of_parts_count():
+    assert fingerprint.of_bytes(b"ab", b"c") != fingerprint.of_bytes(b"a", b"bc")
+
+
+def test_key_order_of_json_does_not_count():
+    assert fingerprint.of_json({"a": 1, "b": [2]}) == fingerprint.of_json({"b": [2], "a": 1})
+
+
+def test_golden_fingerprints_never_change():
+    assert fingerprint.of_json({"a": 1}) == "0cb17a3cc6ab6dec0b163dea8db678c2"
+    assert fingerprint.of_table(pa.table({"a": [1, 2], "s": ["x", None]})) == "3aa57113c4427d5429497ea3765e8aea"
