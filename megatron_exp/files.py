@@ -54,7 +54,7 @@ class DurableWriter:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._partial = self.path.with_name(f"{self.path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
-        self._file: BinaryIO = open(self._partial, "wb", buffering=_BLOCK_BYTES)
+        self._file: BinaryIO = open(self._partial, "wb", buffering=_BLOCK_BYTES)  # noqa: SIM115 - closed by `close` or `abandon`
 
     def write(self, data: bytes | memoryview) -> None:
         _write(self._file, data)

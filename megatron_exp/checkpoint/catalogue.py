@@ -1,7 +1,24 @@
-"""Which checkpoints a run has, which of them are sound, and which may go."""
+"""Which checkpoints a run has, which of them are sound, and which may go. No torch."""
 
-from collections.abc import Collection
+import logging
+import re
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_exp import files
+from megatron_exp.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RECORD = "checkpoint.json"
+FILE_LIST = "files.json"
+MARKER = "COMPLETE"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -10,25 +27,98 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """The complete checkpoints of a run as (step, path), oldest first; content is not read."""
-    raise NotImplementedError
+    """The checkpoints of a run that have their marker, as (step, path), oldest first; content is not read."""
+    root = Path(run_dir) / "checkpoints"
+    if not root.is_dir():
+        return []
+    named = [(int(found[1]), path) for path in root.iterdir() if (found := _NAME.fullmatch(path.name))]
+    return sorted((step, path) for step, path in named if (path / MARKER).is_file())
+
+
+def seal(directory: Path, hashes: Mapping[str, str]) -> None:
+    """Write the file list of a finished directory, then its marker. `hashes` gives the SHA-256 of every file by relative name."""
+    listed = {name: {"bytes": (directory / name).stat().st_size, "sha256": sha256} for name, sha256 in sorted(hashes.items())}
+    files.write_file(directory / FILE_LIST, orjson.dumps({"schema_version": SCHEMA_VERSION, "files": listed}, option=orjson.OPT_INDENT_2))
+    files.write_file(directory / MARKER, files.sha256_file(directory / FILE_LIST).encode())
 
 
 def verify_checkpoint(directory: Path) -> list[str]:
     """What is wrong with a checkpoint, one sentence per finding naming the file; empty means sound. Reads every byte."""
-    raise NotImplementedError
+    directory = Path(directory)
+    unreadable = [f"{directory / name} is missing." for name in (MARKER, FILE_LIST) if not (directory / name).is_file()]
+    if unreadable:
+        return unreadable
+    marker, actual = (directory / MARKER).read_bytes(), files.sha256_file(directory / FILE_LIST)
+    if marker != actual.encode():
+        return [f"{directory / MARKER} does not belong to {directory / FILE_LIST}: one of them is damaged or of another checkpoint."]
+    listed = orjson.loads((directory / FILE_LIST).read_bytes())["files"]
+    return [finding for name in sorted(listed) if (finding := _check_file(directory, name, listed[name]))] + _unlisted(directory, listed)
+
+
+def _check_file(directory: Path, name: str, expected: Mapping[str, Any]) -> str | None:
+    path = files.safe_join(directory, name)
+    if not path.is_file():
+        return f"{path} is missing."
+    if path.stat().st_size != expected["bytes"]:
+        return f"{path} has {path.stat().st_size} bytes, not the {expected['bytes']} written."
+    return None if files.sha256_file(path) == expected["sha256"] else f"{path} is damaged: its SHA-256 is not the one written."
+
+
+def _unlisted(directory: Path, listed: Collection[str]) -> list[str]:
+    present = {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
+    return [f"{directory / name} is not in {FILE_LIST}: it was not written with this checkpoint." for name in sorted(present - {*listed, FILE_LIST, MARKER})]
 
 
 def require_sound(directory: Path) -> None:
-    """Raise UserError naming the damaged, missing or unlisted files of a checkpoint, if any."""
-    raise NotImplementedError
+    """Raise UserError naming what is damaged, missing or unlisted, if anything is."""
+    findings = verify_checkpoint(directory)
+    if findings:
+        raise UserError(
+            f"The checkpoint {directory} cannot be trusted. {' '.join(findings)} It is not loaded. Restore the file from a copy, or use an older checkpoint "
+            "of the run (`--resume auto` finds the newest sound one)."
+        )
 
 
 def newest_verified(run_dir: Path) -> tuple[int, Path] | None:
-    """The newest sound checkpoint of a run; a damaged one is logged and the one before is tried."""
-    raise NotImplementedError
+    """The newest sound checkpoint of a run as (step, path); a damaged one is logged and the one before is tried."""
+    for step, path in reversed(list_checkpoints(run_dir)):
+        findings = verify_checkpoint(path)
+        if not findings:
+            return step, path
+        logger.warning("Checkpoint %s is passed over: %s", path, " ".join(findings))
+    return None
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), extra."""
+    record = orjson.loads(files.require_file(Path(directory) / RECORD, "the record of a checkpoint").read_bytes())
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{directory} was written with checkpoint schema {record.get('schema_version')!r}, and this version reads {SCHEMA_VERSION}. "
+            "Use the version of megatron-exp that wrote it."
+        )
+    return record
 
 
 def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int = 2) -> list[Path]:
-    """Remove checkpoints but the `keep` steps and the newest `num_rotating` sound others; returns what was removed."""
-    raise NotImplementedError
+    """Remove checkpoints but the `keep` steps and the newest `num_rotating` sound others; returns what was removed.
+
+    Nothing is removed while fewer than that many others are sound: a damaged checkpoint never costs a sound one.
+    """
+    sound = 0
+    removed = []
+    for step, path in reversed(list_checkpoints(run_dir)):
+        if step in keep:
+            continue
+        if sound >= num_rotating:
+            _remove(path)
+            removed.append(path)
+        elif not verify_checkpoint(path):
+            sound += 1
+    return removed
+
+
+def _remove(path: Path) -> None:
+    """The marker goes first: what a crash leaves behind is no checkpoint."""
+    (path / MARKER).unlink()
+    shutil.rmtree(path)

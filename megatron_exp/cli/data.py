@@ -53,7 +53,10 @@ def preprocess(
             progress=progress,
         )
     documents, tokens = (sum(getattr(shard, name) for shard in corpus.shards) for name in ("num_documents", "num_tokens"))
-    console.print(f"{output}: {documents:,} documents, {tokens:,} tokens, {len(corpus.shards)} shards, fingerprint {corpus.fingerprint[:12]}", highlight=False)
+    console.print(
+        f"{output}: {documents:,} documents, {tokens:,} tokens, {len(corpus.shards)} shards, fingerprint {corpus.fingerprint[:12]}",
+        highlight=False,
+    )
 
 
 def plan(

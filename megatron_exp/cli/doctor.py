@@ -37,7 +37,9 @@ def _machine() -> Finding:
 
 def _disk(directory: Path) -> Finding:
     usage = shutil.disk_usage(directory)
-    return Finding("disk", usage.free > 2**30, f"{usage.free / 2**30:.0f} GiB free of {usage.total / 2**30:.0f} GiB in {directory.resolve()}")
+    return Finding(
+        "disk", usage.free > 2**30, f"{usage.free / 2**30:.0f} GiB free of {usage.total / 2**30:.0f} GiB in {directory.resolve()}"
+    )
 
 
 def _torch() -> list[Finding]:
@@ -50,7 +52,9 @@ def _torch() -> list[Finding]:
     for index in range(torch.cuda.device_count()):
         name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         size = torch.cuda.get_device_properties(index).total_memory / 2**30
-        findings.append(Finding(f"GPU {index}", True, f"{name}, compute capability {major}.{minor}, {size:.0f} GiB, CUDA {torch.version.cuda}"))
+        findings.append(
+            Finding(f"GPU {index}", True, f"{name}, compute capability {major}.{minor}, {size:.0f} GiB, CUDA {torch.version.cuda}")
+        )
     return findings
 
 
@@ -63,13 +67,16 @@ def _megatron() -> Finding:
 
 def _transformer_engine() -> Finding:
     version = _version("transformer-engine") or _version("transformer_engine")
-    return Finding("Transformer Engine", version is not None, version or "not installed; needed for FP8 and the fused layers on GPUs: pip install 'megatron-exp[cuda]'")
+    missing = "not installed; needed for FP8 and the fused layers on GPUs: pip install 'megatron-exp[cuda]'"
+    return Finding("Transformer Engine", version is not None, version or missing)
 
 
 def _apex() -> Finding:
     version = _version("apex")
     if version is None:
-        return Finding("apex", False, "not installed; optional, only from NVIDIA's source (the package of that name on the index is unrelated)")
+        return Finding(
+            "apex", False, "not installed; optional, only from NVIDIA's source (the package of that name on the index is unrelated)"
+        )
     import importlib.util
 
     found = importlib.util.find_spec("amp_C") is not None
@@ -83,13 +90,19 @@ def _fp8() -> Finding:
         return Finding("FP8", False, "needs a GPU of compute capability 8.9 or more and Transformer Engine")
     capable = torch.cuda.get_device_capability() >= (8, 9)
     engine = _transformer_engine().available
-    missing = [reason for reason, there in (("the GPU is older than compute capability 8.9", capable), ("Transformer Engine is missing", engine)) if not there]
+    missing = [
+        reason
+        for reason, there in (("the GPU is older than compute capability 8.9", capable), ("Transformer Engine is missing", engine))
+        if not there
+    ]
     return Finding("FP8", not missing, "; ".join(missing) or "hardware and Transformer Engine are there")
 
 
 def _huggingface() -> Finding:
     version = _version("transformers")
-    return Finding("transformers", version is not None, version or "not installed; needed to score Hugging Face models: pip install 'megatron-exp[hf]'")
+    return Finding(
+        "transformers", version is not None, version or "not installed; needed to score Hugging Face models: pip install 'megatron-exp[hf]'"
+    )
 
 
 def _slurm() -> Finding:

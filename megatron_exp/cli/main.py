@@ -38,7 +38,9 @@ def _options(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and stop."),
 ) -> None:
     console = Console(stderr=True)
-    handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler()
+    handler: logging.Handler = (
+        RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler()
+    )
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler])
     for noisy in ("matplotlib", "megatron", "numba", "torch", "asyncio", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -34,7 +34,11 @@ def print_verdicts(directory: Path) -> None:
     results = orjson.loads((directory / "results.json").read_bytes())
     for name, one in results["experiments"].items():
         primary = next((row for row in one["outcomes"] if row.get("primary")), None)
-        detail = f" ({primary['outcome']}: {primary['estimate']:.4g}, p = {primary['p']:.2g})" if primary and primary.get("p") is not None else ""
+        detail = (
+            f" ({primary['outcome']}: {primary['estimate']:.4g}, p = {primary['p']:.2g})"
+            if primary and primary.get("p") is not None
+            else ""
+        )
         console.print(f"{name}: {one['verdict']}{detail}", markup=False, highlight=False)
     console.print(f"results: {directory}", markup=False, highlight=False)
 

@@ -17,11 +17,12 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 core scalars and refusal of duplicate keys."""
 
 
+_FLOAT = r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("tag:yaml.org,2002:int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
-    ("tag:yaml.org,2002:float", r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+0123456789."),
+    ("tag:yaml.org,2002:float", _FLOAT, "-+0123456789."),
     ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first) + ([""] if "null" in _tag else []))
@@ -33,7 +34,7 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(str(loader.construct_scalar(node)).replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+    return float(re.sub(r"\.(?=inf|nan)", "", str(loader.construct_scalar(node)).lower()))
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -80,13 +81,23 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path})})
 
 
+def override_config(config: Config, overrides: list[str]) -> Config:
+    """A checked configuration with `a.b=value` strings applied to it; UserError naming the key."""
+    data = config.model_dump(mode="json")
+    for override in overrides:
+        _override(data, override)
+    return validate(data, "The configuration with --set")
+
+
 def validate(data: dict[str, Any], where: str, line_of: Any = None) -> Config:
     """Check plain data against the schema; UserError lists every problem in one paragraph."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(_problem(one, line_of) for one in error.errors())
-        raise UserError(f"{where} is not a valid configuration: {problems}. Correct the keys named; docs/formats.md lists them all.") from error
+        raise UserError(
+            f"{where} is not a valid configuration: {problems}. Correct the keys named; docs/formats.md lists them all."
+        ) from error
 
 
 def _problem(one: Any, line_of: Any) -> str:

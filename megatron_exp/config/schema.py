@@ -19,7 +19,10 @@ class Strict(BaseModel):
 
 
 class Seeds(Strict):
-    """order: which data at which slot. placement: where insertions go and what generators make. assignment: which item gets which condition. init: weights."""
+    """order: which data at which slot. placement: where insertions go and what generators make.
+
+    assignment: which item gets which condition. init: the weights.
+    """
 
     order: int = 6198
     placement: int = 0
@@ -28,7 +31,10 @@ class Seeds(Strict):
 
 
 class CorpusConfig(Strict):
-    """path: a CORPUS directory, relative to the config file. sources: epochs per source, fractions allowed, 0 leaves it out; empty means every source once, else every source of the corpus is listed."""
+    """path: a CORPUS directory, relative to the config file.
+
+    sources: epochs per source, fractions allowed, 0 leaves it out; empty means every source once, else all are listed.
+    """
 
     path: Path
     order: Literal["keyed"] = "keyed"
@@ -50,7 +56,10 @@ class PoolConfig(Strict):
 
 
 class BudgetConfig(Strict):
-    """unit `tokens`: fraction bounds the rewritten positions. unit `slots`: exactly round(fraction x slots) slots are drawn by key and every payload is packed inside them."""
+    """unit `tokens`: fraction bounds the rewritten positions.
+
+    unit `slots`: exactly round(fraction x slots) slots are drawn by key and every payload is packed inside them.
+    """
 
     unit: Literal["tokens", "slots"] = "tokens"
     fraction: Annotated[float, Field(gt=0, le=1)]
@@ -78,8 +87,11 @@ class ParallelConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Learning rate over steps. `cosine`: warm-up, cosine over `horizon_tokens` (default: the whole run) down to final_factor x peak, and from
-    `decay_start` on linear to zero. `constant`: warm-up, constant, linear to zero from `decay_start`."""
+    """Learning rate over steps.
+
+    `cosine`: warm-up, cosine over `horizon_tokens` (default: the whole run) down to final_factor x peak, and from `decay_start` on
+    linear to zero. `constant`: warm-up, constant, linear to zero from `decay_start`. peak_lr: default that of the model preset.
+    """
 
     kind: Literal["cosine", "constant"] = "cosine"
     peak_lr: Annotated[float, Field(gt=0)] | None = None
@@ -100,7 +112,10 @@ class OptimizerConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """every: steps between rotating checkpoints. portable_every: steps between checkpoints that load at any layout (0: only at the end). keep: states never rotated."""
+    """every: steps between rotating checkpoints. keep: states never rotated.
+
+    portable_every: steps between checkpoints that load at any layout (0: only at the end).
+    """
 
     every: Positive = 1000
     portable_every: NonNegative = 0
@@ -128,7 +143,10 @@ class TrainingConfig(Strict):
 
 
 class ExperimentEntry(Strict):
-    """One experiment of a run: its name, its type (a module of megatron_exp.experiments, or `package.module` of a third party) and its own parameters."""
+    """One experiment of a run.
+
+    type: a module of megatron_exp.experiments, or `package.module` of a third party. parameters: all other keys of the entry.
+    """
 
     name: Name
     type: str

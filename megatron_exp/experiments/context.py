@@ -15,9 +15,14 @@ from megatron_exp.stream.slot import Geometry
 class TokenizerLike(Protocol):
     """The part of a tokenizer that experiments use (`megatron_exp.shards.tokenizer.Tokenizer` has it)."""
 
-    vocabulary_size: int
-    eos_id: int
-    special_ids: frozenset[int]
+    @property
+    def vocabulary_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids of a text, no special tokens added, special-token strings encoded as plain text."""
@@ -57,7 +62,9 @@ class Context:
         """uint64 [num]: pool slots that belong to this experiment alone."""
         return self.pool.take(self.experiment, purpose, num)
 
-    def assign(self, units: Sequence[int], counts: Mapping[str, int], strata: Mapping[int, str] | None = None, purpose: str = "") -> dict[int, str]:
+    def assign(
+        self, units: Sequence[int], counts: Mapping[str, int], strata: Mapping[int, str] | None = None, purpose: str = ""
+    ) -> dict[int, str]:
         """Draw a condition for every unit by key, balanced within strata.
 
         counts: units wanted per condition; they must add up to the number of units. Units of a stratum are laid out in keyed

@@ -38,7 +38,8 @@ class Item:
 
     item: stable number below 2**53, unique within the experiment together with `arm`, never a position in a file that may
     be re-ordered. role: `treated` items are inserted; `control` items are prepared the same way and never inserted;
-    `probe-only` items are asked about but belong to no contrast. payload: int32 token ids exactly as inserted (EOS
+    `probe-only` items are never inserted themselves and are asked about on behalf of treated ones (another format of an inserted
+    question, an unseen prompt with a trained trigger), so they may stand on the treated side of a contrast. payload: int32 token ids exactly as inserted (EOS
     included where wanted), or None where nothing is written as tokens. assignment_unit: what the key drew a condition for. cluster:
     items that are not independent share it; statistics resample clusters. metadata: JSON-able, for the report and for `score`.
     """
@@ -108,6 +109,9 @@ class Noise:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Request:
     """`copies` insertions of one item. The repetition number of a copy is its index in [0, copies).
+
+    There is at most one request for each (item, arm, kind): that triple and the repetition name the copy. What needs several
+    (pieces of unequal length of one document) is several items that share a cluster.
 
     kind `tokens` overwrites with the item's payload; `swap` replaces whole slots by `source_slots` [copies] (pool or train
     slot ids); `noise` perturbs whole slots by `noise`; `mask` sets the loss mask to 0 over `mask_length` positions. exclusive: nothing else may
@@ -197,8 +201,8 @@ class Outcome:
     """A pre-registered scalar: what is estimated, how it is tested, and what would be too small to matter.
 
     family: `primary` outcomes of all experiments form one family (Holm); `secondary` ones one family per experiment;
-    `descriptive` ones are not tested. side: direction of the alternative. margin: |effect| below it counts as none, in `unit`.
-    smallest_effect: smallest effect of interest, in `unit`. state: model state it is measured in, or "final".
+    `descriptive` ones are not tested. side: direction of the alternative. null: the estimate where there is no effect (0.5 for an AUC); an effect
+    is estimate - null. margin: |effect| below it counts as none, in `unit`. smallest_effect: smallest effect of interest, in `unit`. state: model state it is measured in, or "final".
     """
 
     name: str
@@ -209,6 +213,7 @@ class Outcome:
     family: Literal["primary", "secondary", "descriptive"]
     margin: float
     smallest_effect: float
+    null: float = 0.0
     state: str = "final"
 
 

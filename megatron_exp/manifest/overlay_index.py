@@ -38,7 +38,9 @@ def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:
     entries["experiment"] = codes.to_numpy()
     for name in ("layer", "offset", "length"):
         entries[name] = insertions[name].to_numpy()
-    entries["value"] = pc.coalesce(insertions["payload"], insertions["source_slot"], insertions["key"], pa.scalar(0, pa.uint64())).to_numpy()
+    entries["value"] = pc.coalesce(
+        insertions["payload"], insertions["source_slot"], insertions["key"], pa.scalar(0, pa.uint64())
+    ).to_numpy()
     starts = np.flatnonzero(np.concatenate([[True], np.diff(slots) != 0])) if len(slots) else np.empty(0, np.int64)
     table = np.zeros(len(starts), dtype=SLOT_DTYPE)
     table["slot"], table["start"] = slots[starts], starts
@@ -59,8 +61,12 @@ def open_index(directory: Path) -> OverlayIndex:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read as an overlay index ({error}). The manifest is incomplete or damaged: plan it again.") from error
+            raise UserError(
+                f"{path} cannot be read as an overlay index ({error}). The manifest is incomplete or damaged: plan it again."
+            ) from error
         if array.dtype != dtype or array.ndim != 1:
-            raise UserError(f"{path} has layout {array.dtype}, expected {dtype}. It was written by another version: plan the manifest again.")
+            raise UserError(
+                f"{path} has layout {array.dtype}, expected {dtype}. It was written by another version: plan the manifest again."
+            )
         arrays.append(array)
     return OverlayIndex(*arrays)

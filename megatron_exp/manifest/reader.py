@@ -40,7 +40,9 @@ class Manifest:
         except orjson.JSONDecodeError as error:
             raise UserError(f"{file} is not valid JSON ({error}). The manifest is damaged: plan it again.") from error
         if record.get("schema_version") != schema.SCHEMA_VERSION:
-            raise UserError(f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again.")
+            raise UserError(
+                f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again."
+            )
         return cls(path, record)
 
     @property
@@ -122,5 +124,7 @@ class Manifest:
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}). The manifest is damaged: plan it again.") from error
         if table.schema.names != expected.names:
-            raise UserError(f"{path} has columns {table.schema.names}, expected {expected.names}. It was written by another version: plan it again.")
+            raise UserError(
+                f"{path} has columns {table.schema.names}, expected {expected.names}. It was written by another version: plan it again."
+            )
         return table

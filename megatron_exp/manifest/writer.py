@@ -16,7 +16,8 @@ from megatron_exp.manifest.reader import RECORD_NAME
 def plan_fingerprint(record: dict[str, Any]) -> str:
     """Fingerprint of everything that decides what a run trains on and how it is judged (no paths, no versions)."""
     parts = {name: value for name, value in record["fingerprints"].items() if name != "plan"}
-    return fingerprint.of_json([parts, record["geometry"], record["seeds"], record["experiments"], record["analyses"], record["keep_steps"], record["perturbations"]])
+    decided = [record[name] for name in ("geometry", "seeds", "experiments", "analyses", "keep_steps", "perturbations")]
+    return fingerprint.of_json([parts, *decided])
 
 
 def table_fingerprints(items: pa.Table, insertions: pa.Table, probes: pa.Table, payload_hashes: list[bytes]) -> dict[str, str]:

@@ -1,26 +1,155 @@
-"""AdamW on megatron-core's optimizers, with exact resume."""
+"""AdamW on megatron-core's distributed optimizer, with exact resume.
+
+The distributed optimizer is used for any number of replicas, one included: its state alone is stored per parameter, so that a
+checkpoint loads at another layout. Without Transformer Engine and apex megatron 0.16.1 then runs on torch's AdamW, whose step
+count per parameter it restores wrongly in three places; the functions below say which.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 
 from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.model.build import LanguageModel
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class OptimizerSummary(NamedTuple):
+    """What tells a restored optimizer from a fresh or a mixed one: updates done, and the norms of its tensors over the whole model."""
+
+    step: int
+    weights_norm: float
+    first_moment_norm: float
+    second_moment_norm: float
+
 
 class Optimizer:
-    """The optimizer of this process's part of the model.
+    """The optimizer of this process's part of the model. The caller sets the learning rate before every step; nothing here schedules."""
 
-    The learning rate is set by the caller before every step; nothing here schedules.
-    """
+    def __init__(self, megatron: ChainedOptimizer, config: OptimizerConfig):
+        self._megatron = megatron
+        self._config = config
+        self._apply_config()
+        for part in self._torch_parts():
+            _create_state(part)
+            part._set_main_param_and_optimizer_states = functools.partial(_restore_parameter, part)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the rate of the next `step`."""
-        raise NotImplementedError
+        for group in self._megatron.param_groups:
+            group["lr"] = learning_rate
+
+    def step(self) -> float:
+        """Clip and apply the gradients; returns their norm over the whole model before clipping."""
+        _, gradient_norm, _ = self._megatron.step()
+        return float(gradient_norm)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the last step."""
+        self._megatron.zero_grad()
+
+    def sharded_state(self, model_state: Mapping[str, Any], is_loading: bool, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What megatron's distributed checkpoints save, or load into, for this rank."""
+        return self._megatron.sharded_state_dict(model_state, is_loading, metadata=metadata)
+
+    def load_sharded_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a loaded state. Rates and coefficients stay those of the configuration, not of the checkpoint."""
+        self._megatron.load_state_dict(state)
+        for part in self._torch_parts():
+            for values in part.optimizer.state.values():
+                # megatron gives all parameters one and the same `step` tensor, and torch counts it up once per parameter.
+                values["step"] = values["step"].clone()
+        self._apply_config()
+
+    def summary(self) -> OptimizerSummary:
+        """Step and norms over all ranks (collective); equal in every layout up to the order of the sums."""
+        squares = torch.zeros(1 + len(_MOMENTS), dtype=torch.float64)
+        step = 0
+        for group, parameter, values in self._states():
+            step = max(step, int(values["step"] if "step" in values else group.get("step", 0)))
+            if param_is_not_tensor_parallel_duplicate(parameter):
+                tensors = (parameter, *(values[moment] for moment in _MOMENTS))
+                squares += torch.stack([tensor.detach().double().square().sum().cpu() for tensor in tensors])
+        dist.all_reduce(squares)
+        return OptimizerSummary(step, *(math.sqrt(value) for value in squares.tolist()))
+
+    def _apply_config(self) -> None:
+        for group in self._megatron.param_groups:
+            group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
+            group["betas"] = (self._config.beta1, self._config.beta2)
+            group["eps"] = self._config.eps
+
+    def _states(self) -> Iterator[tuple[dict[str, Any], torch.Tensor, dict[str, torch.Tensor]]]:
+        for part in self._megatron.chained_optimizers:
+            for group in part.optimizer.param_groups:
+                for parameter in group["params"]:
+                    yield group, parameter, part.optimizer.state[parameter]
+
+    def _torch_parts(self) -> list[DistributedOptimizer]:
+        """The parts that run on torch's AdamW; those on Transformer Engine's keep their step elsewhere and need no help."""
+        return [part for part in self._megatron.chained_optimizers if isinstance(part.optimizer, torch.optim.AdamW)]
 
 
-def build_optimizer(model: LanguageModel, config: OptimizerConfig, distributed: bool | None = None) -> Optimizer:
-    """Wrap the model's chunks with gradient buffers and build AdamW over them (call once per model).
+def build_optimizer(model: LanguageModel, config: OptimizerConfig) -> Optimizer:
+    """Add gradient buffers to the model (its `training_chunks`) and build AdamW over them; once per model.
 
-    Args:
-        model: its `runnable` chunks are wrapped in place.
-        config: AdamW's numbers and the clipping norm.
-        distributed: shard the optimizer state over data-parallel replicas. Default: where there is more than one replica.
+    Weight decay applies to everything but the input embedding: norms and head included, as in OLMo-2.
     """
-    raise NotImplementedError
+    assert not model.training_chunks, "this model has an optimizer already"
+    buffers = DistributedDataParallelConfig(
+        use_distributed_optimizer=True,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=model.layout.device.type == "cuda",
+        check_for_nan_in_grad=True,
+    )
+    model.training_chunks = [DistributedDataParallel(model.config, buffers, chunk) for chunk in model.callable_chunks]
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.no_sync_func = model.training_chunks[0].no_sync
+    numbers = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=0.0,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip,
+        bf16=model.dtype == torch.bfloat16,
+        params_dtype=model.dtype,
+        use_distributed_optimizer=True,
+    )
+    overrides = {ParamKey(name="*embedding.word_embeddings.weight"): {"wd_mult": 0.0}}
+    return Optimizer(get_megatron_optimizer(numbers, model.training_chunks, config_overrides=overrides), config)
+
+
+def _create_state(part: DistributedOptimizer) -> None:
+    """Make AdamW's state before the first step: megatron asserts on a state that has no step, when saving as when loading."""
+    for group in part.optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+            part.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+
+
+@torch.no_grad()
+def _restore_parameter(part: DistributedOptimizer, model_parameter: torch.nn.Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy a loaded weight and its moments. megatron's own also asks for a `step` there, which is stored with the group instead."""
+    group, place = part.model_param_group_index_map[model_parameter]
+    main = part.optimizer.param_groups[group]["params"][place]
+    main.copy_(tensors["param"])
+    for moment in _MOMENTS:
+        part.optimizer.state[main][moment].copy_(tensors[moment])
+
+
+def data_parallel_group() -> dist.ProcessGroup:
+    """The processes over which gradients are summed and the optimizer is divided (replicas and context-parallel ranks)."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -1,22 +1,26 @@
-"""One update of the weights, and forward passes for scoring, in any layout.
+"""One update of the weights, in any layout.
 
-Every function here is collective: all ranks of a model replica (tensor, context and pipeline groups) call it together with the
-same batch. Only the data-parallel replicas differ in what they are given.
+Collective: all ranks call it together; the ranks of a model replica (tensor, context and pipeline groups) pass the same rows.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_exp.errors import UserError
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.optimizer import Optimizer, data_parallel_group
+from megatron_exp.model.presets import Z_LOSS_WEIGHT
 from megatron_exp.parallel.layout import Layout
+from megatron_exp.parallel.slices import batch_positions
 
 if TYPE_CHECKING:
-    from megatron_exp.model.optimizer import Optimizer
-    from megatron_exp.overlay.overlay import NoiseSpec
+    from megatron_exp.stream.keyed import NoiseSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class MicroBatch:
     """Rows that go through the model together.
 
     tokens: int64 [b, S + 1], the last is only a label. loss_mask: uint8 [b, S], 1 where the loss of a position counts.
-    noise: per row, what is added to its input embeddings.
+    noise: per row, what is added to its input embeddings; may be left empty.
     """
 
     tokens: torch.Tensor
@@ -54,38 +58,75 @@ def micro_batch_rows(layout: Layout, global_batch_size: int, micro_batch_size: i
     Raises:
         UserError: where the global batch cannot be divided.
     """
-    raise NotImplementedError
+    at_once = micro_batch_size * layout.dp_size
+    if global_batch_size % at_once:
+        raise UserError(
+            f"geometry.global_batch_size = {global_batch_size} cannot be divided into micro-batches of training.micro_batch_size = {micro_batch_size} "
+            f"on {layout.dp_size} data-parallel replicas: {at_once} slots go through at once. Choose a micro_batch_size so that the product divides it."
+        )
+    starts = range(layout.dp_rank * micro_batch_size, global_batch_size, at_once)
+    return [range(start, start + micro_batch_size) for start in starts]
 
 
-def train_step(model: LanguageModel, optimizer: "Optimizer", micro_batches: Sequence[MicroBatch]) -> StepResult:
-    """Forward, backward and update over this replica's micro-batches, at the optimizer's current learning rate."""
-    raise NotImplementedError
+def train_step(model: LanguageModel, optimizer: Optimizer, micro_batches: Sequence[MicroBatch]) -> StepResult:
+    """Forward, backward and update over this replica's micro-batches (all of one shape), at the optimizer's current learning rate."""
+    for chunk in model.training_chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    sums = get_forward_backward_func()(
+        forward_step_func=lambda batches, chunk: _forward(model, next(batches), chunk),
+        data_iterator=iter(micro_batches),
+        model=model.training_chunks,
+        num_microbatches=len(micro_batches),
+        seq_length=micro_batches[0].loss_mask.shape[1],
+        micro_batch_size=len(micro_batches[0].tokens),
+        forward_only=False,
+    )
+    model.noise.clear()
+    gradient_norm = optimizer.step()
+    loss, z_loss, num_tokens = _reduce(model.layout, sums)
+    return StepResult(loss / num_tokens, z_loss / num_tokens, gradient_norm, int(num_tokens))
 
 
-def forward_losses(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """fp32 [b, S] negative log-likelihood in nats of tokens[:, 1:], given int64 [b, S + 1]; on every rank of the replica.
+def _forward(model: LanguageModel, batch: MicroBatch, chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+    """One micro-batch through one chunk, as megatron's schedules ask; the second value turns the output into a loss."""
+    inputs, labels, mask = split_batch(model.layout, batch.tokens, batch.loss_mask)
+    model.noise.set(batch.noise)
+    output = chunk(inputs, None, None, labels=labels)
+    return output, lambda losses: _summed_loss(losses, mask)
 
-    S is free, up to the model's. Training state is untouched; noise is off.
+
+def split_batch(layout: Layout, tokens: torch.Tensor, loss_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs, labels and mask [b, s] of the positions this process computes, from tokens [b, S + 1] and mask [b, S].
+
+    Labels are made from whole slots, before the sequence is divided over context-parallel ranks.
     """
-    raise NotImplementedError
+    tokens, loss_mask = tokens.to(layout.device), loss_mask.to(layout.device)
+    positions = batch_positions(layout, loss_mask.shape[1])
+    return tokens[:, :-1][:, positions], tokens[:, 1:][:, positions], loss_mask[:, positions]
 
 
-def next_token_logits(model: LanguageModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """fp32 [b, vocabulary] logits of what follows tokens[i, positions[i]], given int64 [b, L] and [b]; on every rank of the replica.
-
-    What stands right of a row's position is not seen (attention is causal), so ragged prompts are padded on the right.
-    """
-    raise NotImplementedError
-
-
-def greedy_tokens(model: LanguageModel, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
-    """int64 [num_prompts, num_tokens]: the most likely continuation, token by token; ties go to the lower id."""
-    raise NotImplementedError
+def _summed_loss(losses: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss to minimise, number of tokens, and what is logged: sums of likelihood and z-loss. Megatron divides by the global number."""
+    counted = mask.to(losses.dtype)
+    nll = (losses[..., 0] * counted).sum()
+    z_loss = Z_LOSS_WEIGHT * (losses[..., 1].square() * counted).sum()
+    num_tokens = mask.sum(dtype=torch.int32)
+    # Detached copies in float64: the schedules change the loss in place.
+    logged = torch.stack([nll, z_loss, num_tokens]).detach().double()
+    return nll + z_loss, num_tokens, logged
 
 
-def embedding_gradients(model: LanguageModel, tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """fp32 [b, S, hidden]: for each row, the gradient of its summed unmasked losses by its input embeddings; on every rank.
+def _reduce(layout: Layout, sums: list[torch.Tensor]) -> list[float]:
+    """The sums of all micro-batches of all replicas, from the last pipeline stage to every rank."""
+    total = torch.stack(sums).sum(0) if layout.is_last_stage else torch.zeros(3, dtype=torch.float64, device=layout.device)
+    dist.all_reduce(total, group=data_parallel_group())
+    return from_last_stage(layout, total).tolist()
 
-    No parameter receives a gradient: training state is untouched.
-    """
-    raise NotImplementedError
+
+def from_last_stage(layout: Layout, value: torch.Tensor) -> torch.Tensor:
+    """The last pipeline stage's tensor on every stage; the others pass one of the same shape and type, which is filled."""
+    if layout.pp_size > 1:
+        group = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(value, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return value

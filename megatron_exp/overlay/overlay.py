@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
@@ -49,7 +47,9 @@ class Overlay:
             )
         unknown = sorted(masked - set(manifest.experiments))
         if unknown:
-            raise UserError(f"The manifest has no experiment {', '.join(unknown)} to mask; it has {', '.join(manifest.experiments) or 'none'}.")
+            raise UserError(
+                f"The manifest has no experiment {', '.join(unknown)} to mask; it has {', '.join(manifest.experiments) or 'none'}."
+            )
         return cls(stream, manifest, masked)
 
     @property
@@ -88,7 +88,9 @@ class Overlay:
 
     def noise(self, slot: int) -> list[NoiseSpec]:
         """The noise to add to the slot's input embeddings."""
-        return [NoiseSpec(found.value, slot, self.manifest.noise_scale(found.value)) for found in self.insertions(slot) if found.kind == "noise"]
+        return [
+            NoiseSpec(found.value, slot, self.manifest.noise_scale(found.value)) for found in self.insertions(slot) if found.kind == "noise"
+        ]
 
     def read(self, slot: int) -> Slot:
         """The slot as trained on."""

@@ -7,6 +7,7 @@ CPU path touches name the CPU instead, and touches nothing else: torch itself st
 import functools
 import importlib
 import inspect
+import platform
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,16 @@ def choose_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def current_device() -> torch.device:
+    """Where this process keeps weights and batches."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """What the device is called, for records: the GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
 
 
 def backend() -> str:

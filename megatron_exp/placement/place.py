@@ -48,7 +48,8 @@ def place(requests: Sequence[Copies], geometry: Geometry, budget: SlotBudget | N
     exclusive = np.concatenate([slots[i] for i in whole if requests[i].exclusive] or [np.empty(0, np.uint64)])
     token_slots, offsets = _place_tokens(requests, partial, geometry, exclusive, allowed)
     return [
-        Placed(token_slots[i], offsets[i]) if i in token_slots else Placed(slots[i], np.zeros(len(slots[i]), np.int64)) for i in range(len(requests))
+        Placed(token_slots[i], offsets[i]) if i in token_slots else Placed(slots[i], np.zeros(len(slots[i]), np.int64))
+        for i in range(len(requests))
     ]
 
 
@@ -65,7 +66,9 @@ def _place_whole(requests: Sequence[Copies], chosen: list[int], geometry: Geomet
         table.key[row], table.item[row], table.repetition[row].astype(np.uint64), table.first_slot[row], table.end_slot[row], taken, found
     )
     if failed >= 0:
-        raise _no_room(requests[int(table.request[row[failed]])], int(table.repetition[row[failed]]), geometry, "every slot tried is already swapped or perturbed")
+        failed = int(row[failed])
+        detail = "every slot tried is already swapped or perturbed"
+        raise _no_room(requests[int(table.request[failed])], int(table.repetition[failed]), geometry, detail)
     out[row] = found
     return _by_request(table, out, chosen), out
 
@@ -97,7 +100,8 @@ def _allowed_slots(taken: np.ndarray, geometry: Geometry, budget: SlotBudget) ->
     rest = budget.num_slots - len(np.unique(taken))
     if rest < 0:
         raise UserError(
-            f"budget.fraction allows {budget.num_slots} touched slots, but swaps and noise alone need {len(np.unique(taken))}. Raise the fraction or ask for fewer."
+            f"budget.fraction allows {budget.num_slots} touched slots, but swaps and noise alone need {len(np.unique(taken))}. "
+            "Raise the fraction or ask for fewer."
         )
     order = Permutation(geometry.num_slots, key(budget.seed, "budget")).forward(np.arange(budget.num_slots, dtype=np.uint64))
     return np.sort(order[~np.isin(order, taken)][:rest])
@@ -146,6 +150,7 @@ def _no_room(copies: Copies, repetition: int, geometry: Geometry, detail: str) -
     room = (end - first) * geometry.sequence_length
     size = f"of {copies.length} tokens " if copies.length else ""
     return UserError(
-        f"{start} {size}finds no free place in steps {geometry.step(first)} to {-(-end // geometry.global_batch_size)} ({end - first} slots, {room} tokens): {detail}. "
+        f"{start} {size}finds no free place in steps {geometry.step(first)} to {-(-end // geometry.global_batch_size)} "
+        f"({end - first} slots, {room} tokens): {detail}. "
         "Widen the window, ask for fewer or shorter copies, or train for more steps."
     )

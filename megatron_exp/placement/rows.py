@@ -106,6 +106,9 @@ def check_copies(copies: Copies, geometry: Geometry) -> None:
         )
     ends = np.where(copies.fixed_slot == FLOATING, copies.end_slot, copies.fixed_slot + np.uint64(1))
     if copies.num and int(ends.max()) > geometry.num_slots:
-        raise UserError(f"{where}: it asks for steps up to {-(-int(ends.max()) // geometry.global_batch_size)}, but the run has {geometry.steps}. Move the window.")
+        last = -(-int(ends.max()) // geometry.global_batch_size)
+        raise UserError(f"{where}: it asks for steps up to {last}, but the run has {geometry.steps}. Move the window.")
     if np.any((copies.fixed_slot == FLOATING) & (copies.first_slot >= copies.end_slot)):
-        raise UserError(f"{where}: its window holds no slot (fewer steps than copies, or an empty window). Widen the window or ask for fewer copies.")
+        raise UserError(
+            f"{where}: its window holds no slot (fewer steps than copies, or an empty window). Widen the window or ask for fewer copies."
+        )

@@ -33,7 +33,7 @@ def scale_word(word: np.uint64, high: np.uint64) -> np.uint64:
 
 
 @numba.njit(cache=True)
-def table_find(table: np.ndarray, slot: np.uint64) -> int:
+def table_find(table: np.ndarray, slot: np.uint64) -> np.int64:
     """Index of `slot` in an open-addressing table, or of the empty place where it belongs."""
     mask = len(table) - 1
     index = np.int64((slot * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
@@ -56,7 +56,7 @@ def _insert_all(table: np.ndarray, slots: np.ndarray) -> None:
 
 
 @numba.njit(cache=True)
-def first_free_slots(key, item, repetition, first, end, taken, out) -> int:  # noqa: ANN001
+def first_free_slots(key, item, repetition, first, end, taken, out) -> int:  # type: ignore[no-untyped-def]  # numba infers the types
     """Whole-slot copies: write each copy's slot to `out` and mark it in `taken`. Returns the row that found none, or -1."""
     for row in range(len(key)):
         found = False
@@ -75,7 +75,9 @@ def first_free_slots(key, item, repetition, first, end, taken, out) -> int:  # n
 
 
 @numba.njit(cache=True)
-def first_free_places(key, item, repetition, length, first, end, fixed_slot, fixed_offset, allowed, exclusive, sequence_length, out_slot, out_offset):  # noqa: ANN001, ANN201
+def first_free_places(  # type: ignore[no-untyped-def]  # numba infers the types
+    key, item, repetition, length, first, end, fixed_slot, fixed_offset, allowed, exclusive, sequence_length, out_slot, out_offset
+) -> int:
     """Token copies: write each copy's slot and offset. Returns the row that found no place, or -1.
 
     allowed: sorted uint64 slots that may be used (first and end are then indices into it), or empty for all. exclusive: table of

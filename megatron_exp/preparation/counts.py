@@ -19,11 +19,19 @@ def counts_of(items: pa.Table, insertions: pa.Table) -> dict[str, Any]:
     result: dict[str, dict[str, dict[str, int]]] = {}
     grouped_items = items.group_by(["experiment", "condition", "role"]).aggregate([("item", "count")]).to_pylist()
     for row in grouped_items:
-        cell = result.setdefault(row["experiment"], {}).setdefault(row["condition"], dict.fromkeys(("items", "controls", "insertions", "tokens", "slots"), 0))
+        cell = result.setdefault(row["experiment"], {}).setdefault(
+            row["condition"], dict.fromkeys(("items", "controls", "insertions", "tokens", "slots"), 0)
+        )
         cell["items" if row["role"] == "treated" else "controls"] += row["item_count"]
     tokens = pc.if_else(pc.equal(insertions["layer"], _MASK_LAYER), 0, insertions["length"])
-    counted = pa.table({"experiment": insertions["experiment"], "condition": insertions["condition"], "tokens": tokens, "slot": insertions["slot"]})
-    for row in counted.group_by(["experiment", "condition"]).aggregate([("tokens", "sum"), ("tokens", "count"), ("slot", "count_distinct")]).to_pylist():
+    counted = pa.table(
+        {"experiment": insertions["experiment"], "condition": insertions["condition"], "tokens": tokens, "slot": insertions["slot"]}
+    )
+    for row in (
+        counted.group_by(["experiment", "condition"])
+        .aggregate([("tokens", "sum"), ("tokens", "count"), ("slot", "count_distinct")])
+        .to_pylist()
+    ):
         cell = result[row["experiment"]][row["condition"]]
         cell["insertions"], cell["tokens"], cell["slots"] = row["tokens_count"], row["tokens_sum"], row["slot_count_distinct"]
     return {experiment: dict(sorted(cells.items())) for experiment, cells in sorted(result.items())}
@@ -45,7 +53,8 @@ def budget_record(insertions: pa.Table, geometry: Geometry, budget: BudgetConfig
         record["drawn_slots"] = round(budget.fraction * geometry.num_slots)
     if budget and budget.unit == "tokens" and tokens > budget.fraction * geometry.num_tokens:
         raise UserError(
-            f"The experiments rewrite {tokens} tokens ({tokens / geometry.num_tokens:.4%} of the run), more than budget.fraction = {budget.fraction:.4%} allows. "
+            f"The experiments rewrite {tokens} tokens ({tokens / geometry.num_tokens:.4%} of the run), more than "
+            f"budget.fraction = {budget.fraction:.4%} allows. "
             "Raise the budget, insert fewer copies, or train for more steps."
         )
     return record

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.loading import load_experiment
-from megatron_exp.experiments.protocol import Experiment, Item
+from megatron_exp.experiments.protocol import Experiment, Item, Request
+from megatron_exp.experiments.requests import check_items, copies_of
+from megatron_exp.experiments.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
 from megatron_exp.files import durable_directory, refuse_existing
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import PayloadStore
@@ -23,8 +26,6 @@ from megatron_exp.manifest.writer import table_fingerprints, write_manifest
 from megatron_exp.placement.place import SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
 from megatron_exp.preparation.pool import PoolAllocator
-from megatron_exp.preparation.requests import check_items, copies_of
-from megatron_exp.preparation.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
 from megatron_exp.stream.slot import Geometry
@@ -60,7 +61,9 @@ def design(config: Config, corpus: Corpus, stream: KeyedStream) -> list[Designed
     tokenizer = corpus.tokenizer()
     validation = config.training.validation.slots
     if validation > stream.pool_slots:
-        raise UserError(f"training.validation.slots is {validation}, but pool.slots is {stream.pool_slots}. Validation uses the pool: enlarge it.")
+        raise UserError(
+            f"training.validation.slots is {validation}, but pool.slots is {stream.pool_slots}. Validation uses the pool: enlarge it."
+        )
     pool = PoolAllocator(stream.pool_slots, validation, config.seeds.placement)
     designed = []
     for entry in config.experiments:
@@ -86,6 +89,7 @@ def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) 
     for one in designed:
         items = {(item.item, item.arm): item for item in one.items}
         requests = sorted(one.experiment.requests(one.items, one.context), key=lambda r: (r.item, r.arm, r.kind))
+        _refuse_repeated(one.entry.name, requests)
         for request in requests:
             item = items[(request.item, request.arm)]
             wanted.append((one.entry.name, item, request, copies_of(one.entry.name, item, request, geometry, config.seeds.placement)))
@@ -99,7 +103,18 @@ def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) 
     ]
 
 
-def _write(directory: Path, config: Config, corpus: Corpus, stream: KeyedStream, designed: Sequence[Designed], planned: list[PlannedRequest]) -> None:
+def _refuse_repeated(experiment: str, requests: Sequence[Request]) -> None:
+    """(item, arm, kind) and the repetition name a copy, so there is one request for each."""
+    for before, after in pairwise(requests):
+        if (before.item, before.arm, before.kind) == (after.item, after.arm, after.kind):
+            raise UserError(
+                f"Experiment {experiment} makes two {after.kind} requests for item {after.item}, arm {after.arm}. Ask for all copies in one, or use two items."
+            )
+
+
+def _write(
+    directory: Path, config: Config, corpus: Corpus, stream: KeyedStream, designed: Sequence[Designed], planned: list[PlannedRequest]
+) -> None:
     enabled = [one for one in designed if one.entry.enabled]
     names = {one.entry.name for one in enabled}
     store = PayloadStore(directory)
@@ -160,8 +175,12 @@ def _perturbations(planned: Sequence[PlannedRequest], seed: int) -> dict[str, An
     for one in planned:
         scale = one.request.noise.scale if one.request.noise else None
         if scale is not None and scales.setdefault(one.experiment, scale) != scale:
-            raise UserError(f"Experiment {one.experiment} asks for noise of scales {scales[one.experiment]} and {scale}; one experiment has one. Split it.")
-    return {str(seeding.key(seed, "noise", name)): {"kind": "gaussian", "scale": scale, "experiment": name} for name, scale in scales.items()}
+            raise UserError(
+                f"Experiment {one.experiment} asks for noise of scales {scales[one.experiment]} and {scale}; one experiment has one. Split it."
+            )
+    return {
+        str(seeding.key(seed, "noise", name)): {"kind": "gaussian", "scale": scale, "experiment": name} for name, scale in scales.items()
+    }
 
 
 def _keep_steps(probes: pa.Table, config: Config) -> list[int]:

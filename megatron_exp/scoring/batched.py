@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from megatron_exp.model.noise import applied_noise
 from megatron_exp.scoring.batches import Batch, pack, padded, share
 from megatron_exp.seeding import Words
 from megatron_exp.stream.keyed import NoiseSpec
@@ -166,16 +167,10 @@ class BatchedScorer(abc.ABC):
         return self._generate(prompts, num_tokens, lambda logits, t: logits.argmax(axis=1))
 
     def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
-        noise = self._noise(spec, gradient).to(self.noise_dtype).double()
+        noise = applied_noise([spec], *gradient.shape, self.noise_dtype, gradient.device).double()
         gradient = gradient.double()
         size = float(gradient.norm())
         return -float((gradient * noise).sum()) / (spec.scale * size) if size > 0 else float("nan")
-
-    def _noise(self, spec: NoiseSpec, like: torch.Tensor) -> torch.Tensor:
-        """fp32 [S, h]: the spec's noise before rounding, of the shape and on the device of `like`."""
-        from megatron_exp.model.noise import noise_tensor
-
-        return noise_tensor(spec.key, spec.slot, *like.shape, like.device) * spec.scale
 
     def _run(self, lengths: Sequence[int] | np.ndarray, answer: Callable[[Batch], None]) -> None:
         replica, num_replicas = self._replica

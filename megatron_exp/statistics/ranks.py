@@ -108,9 +108,9 @@ def monte_carlo_p(observed: float, draws: np.ndarray, side: Side) -> float:
 
 
 def rank_among_controls(value: float, controls: np.ndarray, side: Side) -> float:
-    """p of one value among m exchangeable controls: (1 + controls at least as extreme) / (m + 1); never below 1 / (m + 1).
+    """Rank p-value of one value among m exchangeable controls: (1 + controls at least as extreme) / (m + 1).
 
-    Exact when the treated one was drawn uniformly from all m + 1. Two-sided: twice the smaller tail, at most 1.
+    Never below 1 / (m + 1). Exact when the treated one was drawn uniformly from all m + 1. Two-sided: twice the smaller tail, at most 1.
     """
     above = (1 + int((controls >= value).sum())) / (len(controls) + 1)
     below = (1 + int((controls <= value).sum())) / (len(controls) + 1)

@@ -20,7 +20,7 @@ class Instance(NamedTuple):
 
     source: str
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     shard: int
     offset: int
 
@@ -120,7 +120,9 @@ class KeyedStream:
 
     def _train_place(self, slot: int) -> tuple[Source, int, int]:
         if not 0 <= slot < self.num_slots:
-            raise UserError(f"Slot {slot} is outside this run, which has {self.num_slots} slots ({self.geometry.steps} steps). Use a smaller number.")
+            raise UserError(
+                f"Slot {slot} is outside this run, which has {self.num_slots} slots ({self.geometry.steps} steps). Use a smaller number."
+            )
         index = int(self._order.forward(slot))
         source = next(s for s in reversed(self.sources) if s.base <= index and s.num_indices)
         epoch, rank = divmod(index - source.base, source.num_rest)

@@ -59,7 +59,13 @@ def lay_out(corpus: Corpus, epochs: dict[str, float], sequence_length: int, pool
     base = pool_base = 0
     for name, shards in members.items():
         source = Source(
-            name=name, shards=shards, shard_starts=starts[name], num_pool=num_pool[name], num_epochs=wanted[name], base=base, pool_base=pool_base
+            name=name,
+            shards=shards,
+            shard_starts=starts[name],
+            num_pool=num_pool[name],
+            num_epochs=wanted[name],
+            base=base,
+            pool_base=pool_base,
         )
         sources.append(source)
         base += source.num_indices
@@ -72,14 +78,18 @@ def _check_names(corpus: Corpus, names: list[str], epochs: dict[str, float]) -> 
     if unknown:
         raise UserError(f"corpus.sources names {', '.join(unknown)}, which {corpus.path} does not hold. It holds: {', '.join(names)}.")
     if epochs and unlisted:
-        raise UserError(f"corpus.sources does not list {', '.join(unlisted)} of {corpus.path}. List every source with its epochs (0 leaves it out), or none.")
+        raise UserError(
+            f"corpus.sources does not list {', '.join(unlisted)} of {corpus.path}. List every source with its epochs (0 leaves it out), or none."
+        )
 
 
 def _proportional(total: int, weights: dict[str, float], limits: dict[str, int]) -> dict[str, int]:
     """`total` split in proportion to `weights` by largest remainders (ties by name)."""
     available = sum(limits.values())
     if total >= available:
-        raise UserError(f"pool.slots is {total}, but the corpus has only {available} instances at this sequence length. Use a smaller pool or a larger corpus.")
+        raise UserError(
+            f"pool.slots is {total}, but the corpus has only {available} instances at this sequence length. Use a smaller pool or a larger corpus."
+        )
     scale = total / sum(weights.values()) if weights else 0.0
     exact = {name: weight * scale for name, weight in weights.items()}
     shares = {name: min(int(value), limits[name]) for name, value in exact.items()}
@@ -88,7 +98,9 @@ def _proportional(total: int, weights: dict[str, float], limits: dict[str, int])
             break
         shares[name] += 1 if shares[name] < limits[name] else 0
     if sum(shares.values()) != total:
-        raise UserError(f"pool.slots = {total} cannot be drawn in proportion from the sources: one of them is too small for its share. Use a smaller pool.")
+        raise UserError(
+            f"pool.slots = {total} cannot be drawn in proportion from the sources: one of them is too small for its share. Use a smaller pool."
+        )
     return shares
 
 

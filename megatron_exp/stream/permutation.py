@@ -7,6 +7,7 @@ words is used instead, where every permutation is equally likely.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +57,7 @@ class Permutation:
             return np.argsort(self._table)[np.asarray(values, dtype=np.int64)].astype(np.uint64)
         return self._walk(values, self._decrypt)
 
-    def _walk(self, values: np.ndarray | int, step) -> np.ndarray:  # noqa: ANN001
+    def _walk(self, values: np.ndarray | int, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         start = np.asarray(values, dtype=np.uint64)
         if start.size and int(start.max()) >= self.size:
             raise IndexError(f"{int(start.max())} is not below {self.size}")

@@ -56,6 +56,7 @@ def pool_slot(index: int) -> int:
 
 
 def is_pool(slot: int) -> bool:
+    """Whether a slot id names a place in the pool."""
     return slot >= POOL
 
 

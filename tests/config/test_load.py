@@ -19,7 +19,11 @@ def test_a_minimal_config_has_documented_defaults(tmp_path):
 
 
 def test_numbers_and_booleans_follow_yaml_1_2(tmp_path):
-    config = load(tmp_path, MINIMAL + "training: {schedule: {peak_lr: 4e-4, horizon_tokens: 5e12}}\nexperiments:\n- {name: off, type: texts, no: yes, on: true}\n")
+    config = load(
+        tmp_path,
+        MINIMAL
+        + "training: {schedule: {peak_lr: 4e-4, horizon_tokens: 5e12}}\nexperiments:\n- {name: off, type: texts, no: yes, on: true}\n",
+    )
     assert config.training.schedule.peak_lr == 4e-4
     assert config.experiments[0].name == "off"
     assert config.experiments[0].parameters == {"no": "yes", "on": True}

@@ -11,7 +11,9 @@ from megatron_exp.stream.slot import Geometry
 GEOMETRY = Geometry(sequence_length=16, global_batch_size=4, steps=32)
 
 
-def copies(name: str, item: int, num: int, length: int, start: int = 0, end: int = 32, *, even: bool = False, exclusive: bool = False) -> Copies:
+def copies(
+    name: str, item: int, num: int, length: int, start: int = 0, end: int = 32, *, even: bool = False, exclusive: bool = False
+) -> Copies:
     first, last = window_copies(start, end, num, GEOMETRY, even=even)
     return Copies(
         name=name,

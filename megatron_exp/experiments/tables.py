@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -13,12 +13,20 @@ from megatron_exp import seeding
 from megatron_exp.experiments import protocol
 from megatron_exp.experiments.protocol import Item, Probe, Request
 from megatron_exp.manifest import schema
-from megatron_exp.manifest.payloads import PayloadStore, payload_hash
+from megatron_exp.manifest.payloads import payload_hash
 from megatron_exp.placement.place import Placed
 from megatron_exp.placement.rows import Copies
 from megatron_exp.stream.slot import Geometry
 
 _REQUEST_COLUMNS = ("experiment", "condition", "item", "arm", "layer", "kind", "exclusive", "length", "payload", "key", "payload_hash")
+
+
+class Payloads(Protocol):
+    """Numbers token sequences; `manifest.payloads.PayloadStore` writes them too."""
+
+    def add(self, tokens: np.ndarray) -> int:
+        """The number of this sequence; equal sequences share one."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +40,7 @@ class PlannedRequest:
     placed: Placed
 
 
-def item_rows(experiment: str, items: Sequence[Item], store: PayloadStore) -> list[dict[str, Any]]:
+def item_rows(experiment: str, items: Sequence[Item], store: Payloads) -> list[dict[str, Any]]:
     """Rows of the items table; payloads go into the store."""
     return [
         {
@@ -62,13 +70,15 @@ def table_of(rows: list[dict[str, Any]], table_schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table_schema)
 
 
-def insertions_table(planned: Sequence[PlannedRequest], store: PayloadStore, geometry: Geometry, placement_seed: int) -> pa.Table:
+def insertions_table(planned: Sequence[PlannedRequest], store: Payloads, geometry: Geometry, placement_seed: int) -> pa.Table:
     """The insertions table, sorted by (slot, layer, offset). One value per request is spread over its copies, column by column."""
     if not planned:
         return schema.INSERTIONS.empty_table()
     counts = np.array([len(one.placed.slots) for one in planned], dtype=np.int64)
     columns = _per_request(planned, store, geometry, placement_seed)
-    rows: dict[str, pa.Array] = {name: _spread(values, counts, schema.INSERTIONS.field(name).type) for name, values in columns.items() if name != "id_key"}
+    rows: dict[str, pa.Array] = {
+        name: _spread(values, counts, schema.INSERTIONS.field(name).type) for name, values in columns.items() if name != "id_key"
+    }
     rows |= _per_copy(planned, geometry)
     id_key = np.repeat(np.array(columns["id_key"], dtype=np.uint64), counts)
     item = np.repeat(np.array(columns["item"], dtype=np.uint64), counts)
@@ -78,7 +88,7 @@ def insertions_table(planned: Sequence[PlannedRequest], store: PayloadStore, geo
     return table.take(pc.sort_indices(table.select([name for name, _ in order]), sort_keys=order))
 
 
-def _per_request(planned: Sequence[PlannedRequest], store: PayloadStore, geometry: Geometry, placement_seed: int) -> dict[str, list[Any]]:
+def _per_request(planned: Sequence[PlannedRequest], store: Payloads, geometry: Geometry, placement_seed: int) -> dict[str, list[Any]]:
     """Columns with one value per request; `id_key` is the key of its insertion ids."""
     columns: dict[str, list[Any]] = {name: [] for name in (*_REQUEST_COLUMNS, "id_key")}
     for one in planned:
@@ -109,7 +119,9 @@ def _per_copy(planned: Sequence[PlannedRequest], geometry: Geometry) -> dict[str
     batch = np.uint64(geometry.global_batch_size)
     windows = [_window(one) for one in planned]
     sources = [one.request.source_slots if one.request.kind == "swap" else None for one in planned]
-    source = np.concatenate([np.zeros(len(p.placed.slots), np.uint64) if s is None else np.asarray(s, np.uint64) for p, s in zip(planned, sources, strict=True)])
+    source = np.concatenate(
+        [np.zeros(len(p.placed.slots), np.uint64) if s is None else np.asarray(s, np.uint64) for p, s in zip(planned, sources, strict=True)]
+    )
     absent = np.concatenate([np.full(len(p.placed.slots), s is None) for p, s in zip(planned, sources, strict=True)])
     return {
         "repetition": pa.array(np.concatenate([np.arange(len(one.placed.slots), dtype=np.uint16) for one in planned])),
@@ -139,7 +151,7 @@ def _spread(values: list[Any], counts: np.ndarray, kind: pa.DataType) -> pa.Arra
     return pa.array(values, kind).take(index)
 
 
-def probe_rows(experiment: str, probes: Iterable[Probe], store: PayloadStore) -> list[dict[str, Any]]:
+def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> list[dict[str, Any]]:
     """Rows of the probe definitions table (without probe_id); token sequences go into the store."""
     return [
         {
@@ -156,7 +168,7 @@ def probe_rows(experiment: str, probes: Iterable[Probe], store: PayloadStore) ->
     ]
 
 
-def _ask_columns(ask: protocol.Ask, store: PayloadStore) -> dict[str, Any]:
+def _ask_columns(ask: protocol.Ask, store: Payloads) -> dict[str, Any]:
     match ask:
         case protocol.LogLikelihood():
             return {"ask": "loglikelihood", "payload": store.add(ask.tokens), "start": ask.start, "end": ask.end}

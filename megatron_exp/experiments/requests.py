@@ -20,7 +20,9 @@ def check_items(experiment: str, items: Sequence[Item], geometry: Geometry, voca
     seen: set[tuple[int, str]] = set()
     for item in items:
         if (item.item, item.arm) in seen:
-            raise UserError(f"Experiment {experiment}: item {item.item}, arm {item.arm} occurs twice. Item numbers must be unique; remove the duplicate.")
+            raise UserError(
+                f"Experiment {experiment}: item {item.item}, arm {item.arm} occurs twice. Item numbers must be unique; remove the duplicate."
+            )
         seen.add((item.item, item.arm))
         if item.payload is None:
             continue
@@ -48,7 +50,9 @@ def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry,
     else:
         places = _fixed_places(where, geometry)
         if len(places) != num:
-            raise UserError(f"Experiment {experiment}, item {item.item}: {num} copies are wanted but {len(places)} places are given. Make them equal.")
+            raise UserError(
+                f"Experiment {experiment}, item {item.item}: {num} copies are wanted but {len(places)} places are given. Make them equal."
+            )
         fixed_slot = np.array([slot for slot, _ in places], dtype=np.uint64)
         fixed_offset = np.array([offset for _, offset in places], dtype=np.uint64)
     length = 0 if request.kind in _WHOLE_SLOT_KINDS else (request.mask_length or 0) if request.kind == "mask" else len(item.payload)  # type: ignore[arg-type]
@@ -80,7 +84,8 @@ def _fixed_places(where: protocol.Where, geometry: Geometry) -> list[tuple[int, 
 def _check_window(experiment: str, item: Item, start: int, end: int, geometry: Geometry) -> None:
     if not 0 <= start < end <= geometry.steps:
         raise UserError(
-            f"Experiment {experiment}, condition {item.condition}: its window is steps {start} to {end}, but the run has steps 0 to {geometry.steps}. Give a window inside the run."
+            f"Experiment {experiment}, condition {item.condition}: its window is steps {start} to {end}, but the run has steps 0 to "
+            f"{geometry.steps}. Give a window inside the run."
         )
 
 

@@ -1,0 +1,79 @@
+"""Putting the questions to the models: checkpoints are loaded one after the other into one model, live answers are read."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_exp.checkpoint.state import load_checkpoint
+from megatron_exp.errors import UserError
+from megatron_exp.evaluation.questions import Questions, questions
+from megatron_exp.evaluation.responses import live_responses, stamped, unanswered
+from megatron_exp.evaluation.subjects import Subject
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.manifest.schema import PROBES
+from megatron_exp.model.build import LanguageModel, build_model
+from megatron_exp.model.presets import ModelShape
+from megatron_exp.parallel.layout import Layout
+from megatron_exp.scoring.engine import Scorer
+from megatron_exp.scoring.probes import score_probes
+from megatron_exp.stream.keyed import KeyedStream
+
+logger = logging.getLogger(__name__)
+
+RECORDED_NAME = "probes.parquet"
+
+
+@dataclasses.dataclass(eq=False)
+class Examiner:
+    """Asks any number of subjects. All processes of `layout` ask together.
+
+    The model is built once and refilled from checkpoint to checkpoint, as long as shape and precision stay the same.
+    """
+
+    manifest: Manifest
+    probes: pa.Table
+    stream: KeyedStream
+    layout: Layout
+    _built: LanguageModel | None = None
+
+    def ask(self, subject: Subject, final_states: list[int]) -> list[pa.Table]:
+        """Responses (columns of ANSWERS with model and step) of one subject to everything it is asked."""
+        asked = questions(self.probes, subject.label, final_states, subject.record.num_steps)
+        parts = [self._live(subject, asked)]
+        for state, rows in asked.of_checkpoints().items():
+            if state not in subject.checkpoints:
+                parts.append(unanswered(self.probes, rows, subject.label, state, f"the {subject.label} has no checkpoint of this state"))
+                continue
+            logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
+            answers = score_probes(Scorer(self._model(subject, state)), self.probes.take(pa.array(rows)), self.manifest, self.stream)
+            parts.append(stamped(answers, subject.label, state))
+        return parts
+
+    def _live(self, subject: Subject, asked: Questions) -> pa.Table:
+        """What training recorded; another manifest's records answer other questions, even where they carry the same names."""
+        same = subject.record.manifest_fingerprint == self.manifest.fingerprint
+        return live_responses(self.probes, asked, read_recorded(subject.record.path) if same else PROBES.empty_table(), subject.label)
+
+    def _model(self, subject: Subject, state: int) -> LanguageModel:
+        training = subject.record.record["config"]["training"]
+        shape = ModelShape(**subject.record.record["model"])
+        if self._built is None or (self._built.shape, self._built.precision) != (shape, training["precision"]):
+            self._built = None  # before the next one is built: both may not fit
+            seed = subject.record.record["config"]["seeds"]["init"]
+            self._built = build_model(shape, self.layout, training["precision"], seed, training["fp8_recipe"])
+        load_checkpoint(subject.checkpoints[state], self._built, None)
+        return self._built
+
+
+def read_recorded(run_dir: Path) -> pa.Table:
+    """PROBES that training wrote, of all attempts; empty where it asked none."""
+    path = run_dir / RECORDED_NAME
+    if not path.exists():
+        return PROBES.empty_table()
+    try:
+        return pq.read_table(path).cast(PROBES)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}). The answers recorded in training are damaged: restore the file, or train again.") from error

@@ -1,0 +1,93 @@
+"""`eval`: from a trained run, its twin and the manifest to results with verdicts."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from megatron_exp.config.schema import ParallelConfig
+from megatron_exp.errors import UserError
+from megatron_exp.evaluation import output
+from megatron_exp.evaluation.asking import Examiner
+from megatron_exp.evaluation.responses import responses_table
+from megatron_exp.evaluation.results import score_experiments
+from megatron_exp.evaluation.subjects import Subject, checked_states, open_reference, open_run
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.parallel.layout import Layout, start_parallel
+from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.keyed import KeyedStream
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    run_dir: Path,
+    *,
+    against: Path | None = None,
+    states: list[int] | None = None,
+    experiments: Sequence[str] | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+) -> Path:
+    """Score the experiments of a run and write RUN/evals/step-XXXXXXXX, named after the last state.
+
+    Args:
+        run_dir: the run.
+        against: its twin, or a run that is then an external reference: scored and described, never paired.
+        states: model states in which final probes are asked. Default: the end of the run. Probes with states of their own are asked
+            in those, up to the last of these.
+        experiments: names; default all. The others keep their places in the primary family.
+        overwrite: compute again even where this evaluation exists.
+        command: recorded as given.
+
+    Returns:
+        The directory. Where it holds results of the same inputs already, nothing is computed.
+
+    Raises:
+        UserError: where a checkpoint, manifest or corpus is missing or another one, or results of other inputs would be replaced.
+    """
+    run, manifest = open_run(run_dir)
+    subjects = [run] if against is None else [run, open_reference(run, against)]
+    wanted = checked_states(run, states)
+    names = _checked_names(manifest, experiments)
+    inputs = output.inputs_record(manifest, subjects, wanted, names)
+    directory = output.evaluation_path(run.record.path, wanted[-1])
+    if output.existing(directory, inputs, overwrite=overwrite):
+        logger.info("%s holds these results already", directory)
+        return directory
+    layout = start_parallel(ParallelConfig())
+    try:
+        responses = _responses(manifest, subjects, wanted, names, layout)
+        if layout.is_main:
+            results = score_experiments(manifest, names, responses, wanted[-1])
+            record = output.results_record(manifest, subjects, inputs, responses, results, command)
+            output.write_evaluation(directory, record, responses, results)
+        layout.barrier()
+    finally:
+        layout.stop()
+    return directory
+
+
+def _checked_names(manifest: Manifest, experiments: Sequence[str] | None) -> list[str]:
+    """The experiments wanted, in the manifest's order."""
+    unknown = sorted(set(experiments or ()) - set(manifest.experiments))
+    if unknown:
+        raise UserError(f"The manifest {manifest.path} has no experiment {', '.join(unknown)}; it has {', '.join(manifest.experiments) or 'none'}.")
+    return [name for name in manifest.experiments if experiments is None or name in experiments]
+
+
+def _responses(manifest: Manifest, subjects: Sequence[Subject], states: list[int], names: Sequence[str], layout: Layout) -> pa.Table:
+    corpus = Corpus.open(manifest.corpus_path)
+    manifest.check_corpus(corpus)
+    probes = manifest.probes()
+    probes = probes.filter(pc.is_in(probes["experiment"].cast(pa.string()), value_set=pa.array(names, pa.string())))
+    examiner = Examiner(manifest, probes, KeyedStream.open(manifest.config, corpus), layout)
+    parts: list[pa.Table] = []
+    for subject in subjects:
+        newest = subject.newest
+        if subject.label == "external" and newest is None:
+            raise UserError(f"{subject.record.path} has no complete checkpoint to be scored. Train it to its end, or leave --against out.")
+        parts += examiner.ask(subject, states if subject.label != "external" or newest is None else [newest])
+    return responses_table(parts, manifest.items())

@@ -1,0 +1,64 @@
+"""One experiment planned alone and in memory: its items, places and probes as the manifest's tables, without a corpus."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.protocol import Experiment, Item, Probe, Request
+from megatron_exp.experiments.requests import check_items, copies_of
+from megatron_exp.experiments.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
+from megatron_exp.manifest import schema
+from megatron_exp.placement.place import place
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Draft:
+    """What an experiment asks for, and the tables `score` and `simulate` take. insertions: where its copies would go if it were alone."""
+
+    items: Sequence[Item]
+    requests: Sequence[Request]
+    probes: Sequence[Probe]
+    item_table: pa.Table
+    insertions: pa.Table
+    probe_table: pa.Table
+
+
+@dataclass(eq=False)
+class MemoryPayloads:
+    """Numbers token sequences like the manifest's payload store, keeping them in memory."""
+
+    sequences: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, tokens: np.ndarray) -> int:
+        """The number of this sequence; equal sequences share one."""
+        return self.sequences.setdefault(np.asarray(tokens, dtype="<i4").tobytes(), len(self.sequences))
+
+
+def draft(experiment: Experiment, context: Context) -> Draft:
+    """Plan `experiment` as the only one of a run. Raises UserError as `plan` would."""
+    name, geometry, seed = context.experiment, context.geometry, context.seeds.placement
+    items = list(experiment.items(context))
+    check_items(name, items, geometry, context.vocabulary_size)
+    requests = sorted(experiment.requests(items, context), key=lambda request: (request.item, request.arm, request.kind))
+    by_name = {(item.item, item.arm): item for item in items}
+    wanted = [(by_name[request.item, request.arm], request) for request in requests]
+    copies = [copies_of(name, item, request, geometry, seed) for item, request in wanted]
+    planned = [
+        PlannedRequest(experiment=name, item=item, request=request, copies=rows, placed=placed)
+        for (item, request), rows, placed in zip(wanted, copies, place(copies, geometry), strict=True)
+    ]
+    store = MemoryPayloads()
+    insertions = insertions_table(planned, store, geometry, seed)  # type: ignore[arg-type]
+    probes = list(experiment.probes(items, insertions, context))
+    rows = [row | {"probe_id": number} for number, row in enumerate(probe_rows(name, probes, store))]  # type: ignore[arg-type]
+    return Draft(
+        items=items,
+        requests=requests,
+        probes=probes,
+        item_table=table_of(item_rows(name, items, store), schema.ITEMS),  # type: ignore[arg-type]
+        insertions=insertions,
+        probe_table=table_of(rows, schema.PROBE_DEFINITIONS),
+    )

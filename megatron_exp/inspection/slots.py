@@ -1,0 +1,143 @@
+"""What the model sees in a slot: its text in pieces, with every insertion marked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from megatron_exp.errors import UserError
+from megatron_exp.inspection.targets import Target
+from megatron_exp.shards.tokenizer import Tokenizer
+from megatron_exp.stream.slot import is_pool, slot_name
+
+_COLUMNS = ["experiment", "condition", "item", "arm", "repetition", "kind", "layer", "slot", "offset", "length", "source_slot"]
+_WHOLE_SLOT = ("swap", "noise")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An insertion of the slot. source: where the content of a swap comes from, as people read slot ids."""
+
+    experiment: str
+    condition: str
+    item: int
+    arm: str
+    repetition: int
+    kind: str
+    offset: int
+    length: int
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens [start, end) as text. marks: positions in the slot's list of marks that cover them (whole-slot ones are not repeated here)."""
+
+    start: int
+    end: int
+    marks: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """One slot as trained on. source, epoch, shard, offset: where its base content lies. look_ahead: the token that is only a label.
+
+    num_loss_positions: positions whose loss counts.
+    """
+
+    slot: str
+    step: int | None
+    row: int | None
+    source: str
+    epoch: int
+    shard: int
+    offset: int
+    document: dict[str, Any]
+    num_loss_positions: int
+    marks: tuple[Mark, ...]
+    pieces: tuple[Piece, ...]
+    look_ahead: str
+
+
+@dataclass(frozen=True)
+class StepView:
+    """All slots of a step, in row order. overlay: whether insertions were applied (not for a baseline run)."""
+
+    path: str
+    step: int | None
+    overlay: bool
+    slots: tuple[SlotView, ...]
+
+
+def view_step(target: Target, step: int) -> StepView:
+    """The batch of a step (counted from 0: it is first visible in the model state after step + 1 updates)."""
+    steps = target.manifest.geometry.steps
+    if not 0 <= step < steps:
+        raise UserError(f"Step {step} is outside this run, whose steps are 0 to {steps - 1}. Give a step in that range.")
+    return StepView(str(target.path), step, target.has_overlay, _views(target, target.manifest.geometry.slots_of_step(step)))
+
+
+def view_slot(target: Target, slot: int) -> StepView:
+    """One train slot, or a pool slot (its id has the pool bit)."""
+    step = None if is_pool(slot) else target.manifest.geometry.step(slot)
+    return StepView(str(target.path), step, target.has_overlay, _views(target, [slot]))
+
+
+def _views(target: Target, slots: Iterable[int]) -> tuple[SlotView, ...]:
+    wanted = list(slots)
+    rows = insertions_of(target, wanted)
+    tokenizer = target.corpus.tokenizer()
+    return tuple(_view(target, slot, [row for row in rows if row["slot"] == slot], tokenizer) for slot in wanted)
+
+
+def insertions_of(target: Target, slots: list[int]) -> list[dict[str, Any]]:
+    """Rows of the insertions table for neighbouring slots, in order of application; only the row groups that can hold them are read."""
+    if not target.has_overlay:
+        return []
+    path = target.manifest.path / "insertions.parquet"
+    bounds = [("slot", ">=", pa.scalar(slots[0], pa.uint64())), ("slot", "<=", pa.scalar(slots[-1], pa.uint64()))]
+    table = pq.read_table(path, columns=_COLUMNS, filters=bounds)
+    masked = pa.array(sorted(target.overlay.masked), pa.string())
+    return table.filter(pc.invert(pc.is_in(table["experiment"].cast(pa.string()), value_set=masked))).to_pylist()
+
+
+def _view(target: Target, slot: int, rows: list[dict[str, Any]], tokenizer: Tokenizer) -> SlotView:
+    stream, geometry = target.stream, target.manifest.geometry
+    place = stream.instance(slot)
+    content = stream.read(slot)
+    marks = tuple(
+        Mark(
+            *(row[name] for name in ("experiment", "condition", "item", "arm", "repetition", "kind", "offset", "length")),
+            slot_name(row["source_slot"]) if row["kind"] == "swap" else None,
+        )
+        for row in rows
+    )
+    return SlotView(
+        slot=slot_name(slot),
+        step=None if is_pool(slot) else geometry.step(slot),
+        row=None if is_pool(slot) else geometry.row(slot),
+        source=place.source,
+        epoch=place.epoch,
+        shard=place.shard,
+        offset=place.offset,
+        document=target.corpus.locate(place.shard, place.offset),
+        num_loss_positions=int(content.loss_mask.sum()),
+        marks=marks,
+        pieces=_pieces(content.tokens[:-1], marks, tokenizer),
+        look_ahead=tokenizer.decode(content.tokens[-1:]),
+    )
+
+
+def _pieces(tokens: np.ndarray, marks: tuple[Mark, ...], tokenizer: Tokenizer) -> tuple[Piece, ...]:
+    """TOKENS cut wherever an insertion begins or ends. A character whose bytes are cut apart shows as a replacement character."""
+    partial = [(number, mark) for number, mark in enumerate(marks) if mark.kind not in _WHOLE_SLOT]
+    cuts = sorted({0, len(tokens)} | {border for _, mark in partial for border in (mark.offset, mark.offset + mark.length)})
+    return tuple(
+        Piece(start, end, tuple(n for n, mark in partial if mark.offset <= start and end <= mark.offset + mark.length), tokenizer.decode(tokens[start:end]))
+        for start, end in zip(cuts, cuts[1:], strict=False)
+    )

@@ -1,0 +1,25 @@
+"""`verify`: everything that can be recomputed is recomputed, and what differs is named by place."""
+
+from pathlib import Path
+
+from megatron_exp.inspection.findings import Finding
+from megatron_exp.inspection.targets import open_target
+from megatron_exp.inspection.verify_manifest import verify_manifest
+from megatron_exp.inspection.verify_run import verify_run
+
+
+def verify(path: Path, steps: tuple[int, int] | None = None, sample: int | None = None) -> list[Finding]:
+    """Check a corpus, a manifest or a run; an empty list means sound.
+
+    Args:
+        path: the directory.
+        steps: for a run, recompute the ledger of steps [first, end) only.
+        sample: for a run, recompute this many steps, drawn by key, instead of all.
+
+    Raises:
+        UserError: where PATH is none of the three, or its record cannot be read at all.
+    """
+    target = open_target(path)
+    if target.kind == "corpus":
+        return [Finding(str(target.path), problem) for problem in target.corpus.verify()]
+    return verify_manifest(target.manifest) if target.run is None else verify_run(target, steps, sample)

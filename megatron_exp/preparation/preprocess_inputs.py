@@ -1,0 +1,167 @@
+"""Which files are read, in which order, as what, and how they become units of work. Nothing here depends on workers."""
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import orjson
+
+from megatron_exp import fingerprint
+from megatron_exp.errors import UserError
+from megatron_exp.preparation.preprocess_bytes import Codec, codec_of, first_bytes
+
+Format = Literal["jsonl", "parquet", "text"]
+
+UNIT_VERSION = 1
+"""Part of every unit's key: raise it when the tokens or the document map of a unit change meaning."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_CODEC_SUFFIXES = (".gz", ".zst", ".zstd")
+_PEEK_BYTES = 1 << 20
+
+# Text files are often small and many (a source tree). Neighbours of one source share a unit, so that a unit's fixed cost (two
+# files made durable) is paid once per group. The grouping follows from the order and sizes of the files alone.
+_SMALL_TEXT_BYTES = 8 << 20
+_GROUP_BYTES = 64 << 20
+_GROUP_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file. modified_ns is only used to notice that a file has not been touched since it was read."""
+
+    path: str
+    source: str
+    format: Format
+    codec: Codec
+    num_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Input files that are tokenised together: one file, or neighbouring small text files of one source.
+
+    key: names the unit's files; it covers the paths, how they are read, the tokenizer and the policy for special strings.
+    """
+
+    key: str
+    source: str
+    files: tuple[InputFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+
+def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
+    """The files that the inputs name, in the order given; a glob or directory gives its files in the order of their paths.
+
+    An input is a file, a directory (all files below it, without hidden ones and `__pycache__`) or a glob (`**` included),
+    each with an optional `NAME=` before it that names the source. Otherwise a file's source is its parent directory's name.
+
+    Raises:
+        UserError: An input matches nothing, a file is listed twice, or its codec is not supported.
+    """
+    if not inputs:
+        raise UserError("No input was given. Name at least one file, directory or glob of JSON lines, Parquet or text.")
+    files: list[InputFile] = []
+    seen: dict[Path, str] = {}
+    for item in inputs:
+        for path, source in _matches(item):
+            resolved = path.resolve()
+            if resolved in seen:
+                raise UserError(f"{path} is named twice, by {seen[resolved]!r} and by {item!r}. Its documents would be in the corpus twice: name it once.")
+            seen[resolved] = item
+            files.append(_describe(path, source))
+    return files
+
+
+def _matches(item: str) -> Iterator[tuple[Path, str]]:
+    named, pattern = _split_name(item)
+    paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    found = [file for path in paths for file in (_files_below(path) if path.is_dir() else [path])]
+    if not found:
+        raise UserError(f"The input {item!r} matches no file. Check the path; a glob must be quoted so that the shell passes it on.")
+    for path in found:
+        yield path, named or _sanitised(path.absolute().parent.name)
+
+
+def _split_name(item: str) -> tuple[str | None, str]:
+    name, sign, pattern = item.partition("=")
+    if sign and not Path(item).exists() and _NAME.fullmatch(name):
+        return name, pattern
+    return None, item
+
+
+def _files_below(directory: Path) -> list[Path]:
+    def wanted(path: Path) -> bool:
+        parts = path.relative_to(directory).parts
+        return path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts)
+
+    return sorted((path for path in directory.rglob("*") if wanted(path)), key=str)
+
+
+def _sanitised(name: str) -> str:
+    """A directory's name as a source name: other characters become `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "source"
+
+
+def _describe(path: Path, source: str) -> InputFile:
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file. Name files, directories or globs of files.")
+    status = path.stat()
+    codec, head = codec_of(path)
+    shape: Format = "parquet" if head[:4] == b"PAR1" else _text_shape(path, codec)
+    return InputFile(str(path), source, shape, codec, status.st_size, status.st_mtime_ns)
+
+
+def _text_shape(path: Path, codec: Codec) -> Format:
+    """JSON lines by name, or where the content is unmistakably that; a JSON-lines file must never pass as one long text."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in _CODEC_SUFFIXES:
+        suffixes.pop()
+    if suffixes and suffixes[-1] in _JSON_SUFFIXES:
+        return "jsonl"
+    if not first_bytes(path, codec, 64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return "text"
+    head = first_bytes(path, codec, _PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+    line, end, _ = head.partition(b"\n")
+    if not end and len(head) >= _PEEK_BYTES // 2:
+        return "jsonl" if re.match(rb'\{\s*"', line) else "text"
+    try:
+        first = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return "text"
+    return "jsonl" if isinstance(first, dict) and "text" in first else "text"
+
+
+def make_units(files: Iterable[InputFile], tokenizer_fingerprint: str, special_in_text: str) -> list[Unit]:
+    """The units of work, in input order."""
+    groups: list[list[InputFile]] = []
+    for file in files:
+        if groups and _joins(groups[-1], file):
+            groups[-1].append(file)
+        else:
+            groups.append([file])
+    return [_unit(tuple(group), tokenizer_fingerprint, special_in_text) for group in groups]
+
+
+def _joins(group: list[InputFile], file: InputFile) -> bool:
+    if not all(_is_small_text(member) for member in (group[0], file)) or group[0].source != file.source:
+        return False
+    return len(group) < _GROUP_FILES and sum(member.num_bytes for member in group) + file.num_bytes <= _GROUP_BYTES
+
+
+def _is_small_text(file: InputFile) -> bool:
+    return file.format == "text" and file.num_bytes <= _SMALL_TEXT_BYTES
+
+
+def _unit(files: tuple[InputFile, ...], tokenizer_fingerprint: str, special_in_text: str) -> Unit:
+    reading = [[file.path, file.format, file.codec] for file in files]
+    key = fingerprint.of_json([UNIT_VERSION, tokenizer_fingerprint, special_in_text, files[0].source, reading])
+    return Unit(key, files[0].source, files)

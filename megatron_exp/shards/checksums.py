@@ -1,0 +1,136 @@
+"""Checksums per block: a file's xxh3_64 of every MiB, and one root over them, so that damage is found and placed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from megatron_exp import fingerprint
+from megatron_exp.errors import UserError
+from megatron_exp.files import DurableWriter
+
+BLOCK_BYTES = 1 << 20
+"""Bytes under one checksum; part of the format, because roots depend on it."""
+
+
+def root_of(sums: np.ndarray) -> str:
+    """The root hash of a file: a fingerprint over its block sums (uint64, in file order)."""
+    return fingerprint.of_array(np.asarray(sums, dtype=np.uint64))
+
+
+class BlockSums:
+    """Block sums of a byte stream that arrives in pieces of any size."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._sums: list[int] = []
+        self._block = xxhash.xxh3_64()
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while len(view):
+            room = BLOCK_BYTES - self.num_bytes % BLOCK_BYTES
+            piece = view[:room]
+            self._block.update(piece)
+            self.num_bytes += len(piece)
+            if len(piece) == room:
+                self._close_block()
+            view = view[room:]
+
+    def _close_block(self) -> None:
+        self._sums.append(self._block.intdigest())
+        self._block.reset()
+
+    def finish(self) -> np.ndarray:
+        """uint64 [ceil(num_bytes / BLOCK_BYTES)]; the last block may be short. Call once, after the last byte."""
+        if self.num_bytes % BLOCK_BYTES:
+            self._close_block()
+        return np.array(self._sums, dtype=np.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class FileSum:
+    """What is recorded of a file: its length and the root over `sums`."""
+
+    num_bytes: int
+    sums: np.ndarray
+
+    @property
+    def root(self) -> str:
+        return root_of(self.sums)
+
+    def as_record(self) -> dict[str, int | str]:
+        return {"bytes": self.num_bytes, "root": self.root}
+
+
+class SummedWriter:
+    """A durable file whose block sums are made while it is written. Also the sink that pyarrow writes Parquet into."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.closed = False
+        self._writer = DurableWriter(self.path)
+        self._sums = BlockSums()
+
+    @property
+    def num_bytes(self) -> int:
+        return self._sums.num_bytes
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._sums.update(data)
+        self._writer.write(data)
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        return self._sums.num_bytes
+
+    def flush(self) -> None:
+        """Nothing to do before `finish`: pyarrow asks for it, durability comes from closing."""
+
+    def finish(self) -> FileSum:
+        """Make the file durable and visible under its name."""
+        self._writer.close()
+        self.closed = True
+        return FileSum(self._sums.num_bytes, self._sums.finish())
+
+    def abandon(self) -> None:
+        """Drop what was written; does nothing after `finish`."""
+        if not self.closed:
+            self._writer.abandon()
+            self.closed = True
+
+
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """The file's blocks as stored."""
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK_BYTES):
+            while len(block) < BLOCK_BYTES and (more := file.read(BLOCK_BYTES - len(block))):
+                block += more
+            yield block
+
+
+def sums_of_file(path: Path) -> np.ndarray:
+    """uint64 block sums of a file as it is now."""
+    return np.array([xxhash.xxh3_64_intdigest(block) for block in blocks_of(path)], dtype=np.uint64)
+
+
+def read_checked(path: Path, start: int, stop: int, sums: np.ndarray) -> Iterator[memoryview]:
+    """Bytes [start, stop) of a file, every block they touch compared with its sum before it is handed out.
+
+    Raises:
+        UserError: A block differs from its sum, or the file ends early.
+    """
+    first = start // BLOCK_BYTES
+    with open(path, "rb", buffering=0) as file:
+        for block_index in range(first, -(-stop // BLOCK_BYTES)):
+            offset = block_index * BLOCK_BYTES
+            file.seek(offset)
+            block = file.read(BLOCK_BYTES)
+            if xxhash.xxh3_64_intdigest(block) != int(sums[block_index]):
+                raise UserError(
+                    f"{path} was changed or damaged after it was written: the block at byte {offset} no longer agrees with its checksum. "
+                    "Remove this file and run the same command again; only its input is read again."
+                )
+            yield memoryview(block)[max(start - offset, 0) : stop - offset]

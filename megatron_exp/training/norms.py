@@ -1,0 +1,29 @@
+"""Sizes of the weights, summed over all processes that hold a part of them."""
+
+import torch
+
+from megatron_exp.model.build import LanguageModel
+from megatron_exp.training.agreement import sum_over_processes
+
+PARTS = {"embedding.": "input", "decoder.": "hidden", "output_layer.": "output"}
+"""First part of a parameter's name in a GPTModel, and what it is called in metrics."""
+
+
+def weight_norms(model: LanguageModel) -> dict[str, float]:
+    """L2 norm of the weights of the input embedding, of all layers between, and of the output layer (collective).
+
+    Every weight counts once: one replica and one context rank count, and of a weight that all tensor ranks hold whole, the first.
+    """
+    layout = model.layout
+    squares = dict.fromkeys(PARTS.values(), 0.0)
+    if layout.dp_rank == 0 and layout.cp_rank == 0:
+        for chunk in model.chunks:
+            for name, weight in chunk.named_parameters():
+                if layout.tp_rank == 0 or getattr(weight, "tensor_model_parallel", False):
+                    squares[_part(name)] += float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) ** 2
+    total = sum_over_processes(layout, torch.tensor(list(squares.values()), dtype=torch.float64))
+    return dict(zip(squares, total.sqrt().tolist(), strict=True))
+
+
+def _part(name: str) -> str:
+    return next(part for start, part in PARTS.items() if name.startswith(start))

@@ -1,0 +1,81 @@
+"""Where an attempt begins: at the start, or at a checkpoint of the same run."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megatron_exp.checkpoint.catalogue import list_checkpoints, newest_verified, require_sound
+from megatron_exp.checkpoint.state import read_extra
+from megatron_exp.errors import UserError
+from megatron_exp.training.record import read_record
+from megatron_exp.training.run import Plan
+
+logger = logging.getLogger(__name__)
+
+
+class Beginning(NamedTuple):
+    """attempt: its number, from 1. step: updates done. checkpoint: what to load, None at the start."""
+
+    attempt: int
+    step: int
+    checkpoint: str | None
+
+
+def choose_beginning(plan: Plan, resume: str) -> Beginning:
+    """Decide by RESUME: `auto` (the newest sound checkpoint, else the start), `never`, or the path of a checkpoint.
+
+    Raises:
+        UserError: where the directory holds another run, or RESUME does not fit what is there.
+    """
+    record = read_record(plan.directory)
+    if record is None and list_checkpoints(plan.directory):
+        raise UserError(f"{plan.directory} has checkpoints but no run.json, so nobody can tell what they belong to. Choose another directory for this run.")
+    if record is not None:
+        check_same_run(record["identity"], plan.identity, str(plan.directory))
+    attempt = 1 + (len(record["attempts"]) if record else 0)
+    if resume == "never":
+        if record is not None:
+            raise UserError(f"{plan.directory} already holds this run and --resume never was asked. Choose another directory, or use --resume auto.")
+        return Beginning(attempt, 0, None)
+    checkpoint = _newest(plan) if resume == "auto" else _named(plan, Path(resume))
+    if checkpoint is None:
+        return Beginning(attempt, 0, None)
+    extra = read_extra(checkpoint)
+    check_same_run(extra["identity"], plan.identity, str(checkpoint))
+    return Beginning(attempt, int(extra["step"]), str(checkpoint))
+
+
+def check_same_run(found: Mapping[str, str], wanted: Mapping[str, Any], where: str) -> None:
+    """UserError that names what differs, with both fingerprints, where `found` (stored at WHERE) is not the run we were asked for."""
+    different = [f"{name} (there {found.get(name, 'none')[:12]}, here {value[:12]})" for name, value in wanted.items() if found.get(name) != value]
+    if different:
+        raise UserError(
+            f"{where} belongs to another run: it differs in {', '.join(different)}. Going on would mix two runs. Train into another directory, or use the "
+            "manifest, corpus and settings that this directory was begun with (run.json has them)."
+        )
+
+
+def _newest(plan: Plan) -> Path | None:
+    """The newest sound checkpoint; newer ones, which are damaged, are put aside so that their steps can be saved again."""
+    newest = newest_verified(plan.directory)
+    for step, path in list_checkpoints(plan.directory):
+        if newest is None or step > newest[0]:
+            aside = path.with_name(f"damaged-{path.name}")
+            logger.warning("%s is damaged and is put aside as %s; training goes on from an older state.", path, aside.name)
+            path.rename(aside)
+    return newest[1] if newest else None
+
+
+def _named(plan: Plan, path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"--resume {path}: there is no such checkpoint directory. Give auto, never, or a directory such as RUN/checkpoints/step-00001000.")
+    require_sound(path)
+    step = int(read_extra(path)["step"])
+    newer = [later.name for number, later in list_checkpoints(plan.directory) if number > step]
+    if newer:
+        raise UserError(
+            f"--resume {path} goes back to step {step}, but {plan.directory} has newer checkpoints ({', '.join(newer)}), and results are never overwritten. "
+            "Move them away first, train into another directory, or use --resume auto."
+        )
+    return path

@@ -1,0 +1,181 @@
+"""`train`: from a manifest to a run directory. No experiment is known here; the manifest says all."""
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from megatron_exp.checkpoint.state import load_checkpoint
+from megatron_exp.config.load import override_config
+from megatron_exp.config.schema import Config
+from megatron_exp.errors import UserError
+from megatron_exp.fingerprint import of_json
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.model.build import build_model
+from megatron_exp.model.optimizer import build_optimizer
+from megatron_exp.model.presets import ModelShape, find_preset, resolve_shape
+from megatron_exp.model.step import micro_batch_rows
+from megatron_exp.overlay.overlay import Overlay
+from megatron_exp.parallel.layout import Layout, start_parallel
+from megatron_exp.scoring.engine import Scorer
+from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.training.agreement import on_main
+from megatron_exp.training.data import Feed
+from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.hooks.checkpoint import CheckpointHook
+from megatron_exp.training.hooks.ledger import LedgerHook
+from megatron_exp.training.hooks.metrics import MetricsHook
+from megatron_exp.training.hooks.probes import ProbeHook
+from megatron_exp.training.hooks.record import RecordHook
+from megatron_exp.training.hooks.stop import StopHook
+from megatron_exp.training.hooks.validation import ValidationHook
+from megatron_exp.training.loop import train_loop
+from megatron_exp.training.metrics_log import MetricsLog
+from megatron_exp.training.resume import Beginning, choose_beginning
+from megatron_exp.training.run import Plan, Run
+from megatron_exp.training.schedule import Schedule
+
+FINISHED, REQUEUE = 0, 75
+"""What `train` returns, which is the exit code of the command: the run is over, or is to be started again to go on."""
+
+_OVERRIDABLE = ("training.", "model.", "seeds.init", "corpus.path")
+"""Settings that do not change what is at which slot; all others were fixed by `plan`."""
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    manifest: Path,
+    run_dir: Path,
+    *,
+    baseline: bool = False,
+    masked: Collection[str] = (),
+    overrides: Sequence[str] = (),
+    resume: str = "auto",
+    stop_at: int | None = None,
+) -> int:
+    """Train the run of MANIFEST into RUN_DIR, or go on with it; every process of the run calls this with the same arguments.
+
+    Args:
+        manifest: what `plan` wrote.
+        run_dir: the run directory, made where it does not exist.
+        baseline: leave the overlay off: the twin.
+        masked: experiments whose insertions are left out.
+        overrides: `training.x=value` strings over the manifest's config (also model, seeds.init, corpus.path).
+        resume: `auto` (the newest sound checkpoint, else the start), `never`, or the path of a checkpoint.
+        stop_at: state in which to stop with a checkpoint although the run is not over.
+
+    Returns:
+        FINISHED, or REQUEUE where the run was stopped by a signal or by `stop_at`.
+
+    Raises:
+        UserError: for every mistake in manifest, corpus, settings or run directory, before anything is written there.
+    """
+    plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides))
+    layout = start_parallel(plan.config.training.parallel)
+    try:
+        beginning = on_main(layout, lambda: choose_beginning(plan, resume))
+        if beginning.step >= plan.num_steps:
+            logger.info("%s is finished: %d of %d steps are done.", plan.directory, beginning.step, plan.num_steps)
+            return FINISHED
+        run = assemble(plan, layout, beginning)
+        try:
+            train_loop(run, make_hooks(run, beginning, list(overrides), stop_at))
+        finally:
+            run.feed.close()
+        return FINISHED if run.is_over else REQUEUE
+    finally:
+        layout.stop()
+
+
+def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: frozenset[str], overrides: list[str]) -> Plan:
+    """Open and check manifest, corpus and stream."""
+    if baseline and masked:
+        raise UserError("--baseline leaves out all experiments, so --mask has nothing left to mask. Use one of them.")
+    manifest = Manifest.open(manifest_path)
+    config = effective_config(manifest, overrides)
+    corpus = Corpus.open(config.corpus.path)
+    manifest.check_corpus(corpus)
+    base = KeyedStream.open(config, corpus)
+    overlay = Overlay.open(base, manifest, masked)
+    shape = shape_of(config, corpus)
+    data = base.fingerprint if baseline else overlay.fingerprint
+    return Plan(
+        directory=directory,
+        manifest=manifest,
+        config=config,
+        base=base,
+        stream=base if baseline else overlay,
+        baseline=baseline,
+        masked=masked,
+        identity=identity_of(manifest, corpus, data, config, shape),
+    )
+
+
+def effective_config(manifest: Manifest, overrides: list[str]) -> Config:
+    """The manifest's config with the corpus where it lay when it was planned, then `overrides`; UserError for what `plan` has fixed."""
+    fixed = [override for override in overrides if not override.startswith(_OVERRIDABLE)]
+    if fixed:
+        raise UserError(
+            f"--set {fixed[0]} changes what the manifest {manifest.path} has fixed. While training only {', '.join(_OVERRIDABLE)} may be set; "
+            "put the rest into the config and plan again."
+        )
+    corpus = manifest.config.corpus.model_copy(update={"path": manifest.corpus_path})
+    return override_config(manifest.config.model_copy(update={"corpus": corpus}), overrides)
+
+
+def shape_of(config: Config, corpus: Corpus) -> ModelShape:
+    """The model that the config names, for the corpus's tokenizer."""
+    return resolve_shape(config.model, corpus.vocabulary_size, config.geometry.sequence_length)
+
+
+def identity_of(manifest: Manifest, corpus: Corpus, data: str, config: Config, shape: ModelShape) -> dict[str, str]:
+    """Fingerprints of what decides the weights, up to the layout; these must agree for an attempt to go on with a run."""
+    training = config.training
+    recipe = {"precision": training.precision, "schedule": training.schedule.model_dump(), "optimizer": training.optimizer.model_dump()}
+    if training.precision == "fp8":
+        recipe["fp8_recipe"] = training.fp8_recipe
+    return {
+        "manifest": manifest.fingerprint,
+        "corpus": corpus.fingerprint,
+        "data": data,
+        "model": of_json([vars(shape), config.seeds.init]),
+        "training": of_json(recipe),
+    }
+
+
+def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
+    """Build model, optimizer and data feed, and load the checkpoint that the attempt begins from."""
+    config = plan.config
+    training = config.training
+    geometry = plan.base.geometry
+    schedule = Schedule.of(training.schedule, find_preset(config.model.preset).peak_lr, geometry)
+    rows = micro_batch_rows(layout, geometry.global_batch_size, training.micro_batch_size)
+    shape = shape_of(config, plan.base.corpus)
+    model = build_model(shape, layout, training.precision, config.seeds.init, training.fp8_recipe)
+    optimizer = build_optimizer(model, training.optimizer)
+    extra = load_checkpoint(Path(beginning.checkpoint), model, optimizer) if beginning.checkpoint else {"hooks": {}}
+    return Run(
+        plan=plan,
+        layout=layout,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        feed=Feed(plan.stream, rows, shape.vocabulary_size, [shard.name for shard in plan.base.corpus.shards]),
+        scorer=Scorer(model),
+        attempt=beginning.attempt,
+        step=beginning.step,
+        hook_states=extra["hooks"],
+    )
+
+
+def make_hooks(run: Run, beginning: Beginning, overrides: list[str], stop_at: int | None) -> list[Hook]:
+    """All features of the trainer in the order in which they act; the checkpoint comes last and covers the others."""
+    plan, is_main = run.plan, run.layout.is_main
+    record = RecordHook(overrides, beginning.checkpoint)
+    if is_main:
+        plan.directory.mkdir(parents=True, exist_ok=True)
+    log = MetricsLog(plan.directory, run.attempt, run.step) if is_main else None
+    others = [record, StopHook(stop_at), LedgerHook(), MetricsHook(log), ValidationHook(log), ProbeHook()]
+    keep = frozenset(plan.manifest.keep_steps) | frozenset(plan.config.training.checkpoint.keep)
+    return [*others, CheckpointHook(others, keep)]
