@@ -51,8 +51,13 @@ def of_table(table: pa.Table) -> str:
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        parts += [name.encode(), str(column.type).encode(), *_column_bytes(column)]
+        parts += [name.encode(), _type_name(column.type).encode(), *_column_bytes(column)]
     return of_bytes(*parts)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """The logical type; Arrow and Parquet name the elements of a list differently, which is an encoding."""
+    return f"list<{_type_name(kind.value_type)}>" if pa.types.is_list(kind) else str(kind)
 
 
 def _column_bytes(column: pa.Array) -> list[bytes]:

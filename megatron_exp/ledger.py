@@ -70,7 +70,8 @@ class Ledger:
         ordered = self.records[order]
         is_last = np.append(ordered["step"][1:] != ordered["step"][:-1], True)[: len(ordered)]
         return [
-            Entry(int(one["attempt"]), int(one["step"]), int(one["first_slot"]), int(one["num_slots"]), one["hash"].tobytes()) for one in ordered[is_last]
+            Entry(int(one["attempt"]), int(one["step"]), int(one["first_slot"]), int(one["num_slots"]), one["hash"].tobytes())
+            for one in ordered[is_last]
         ]
 
 
@@ -78,7 +79,9 @@ def read_ledger(path: Path) -> Ledger:
     """Read a ledger, leaving out a torn tail; UserError where the file is missing or is no ledger."""
     data = require_file(path, "the ledger of a run").read_bytes()
     if data[: RECORD.itemsize] != _header():
-        raise UserError(f"{path} does not begin like a ledger of version {SCHEMA_VERSION}: it is damaged or of another program. Do not trust its steps.")
+        raise UserError(
+            f"{path} does not begin like a ledger of version {SCHEMA_VERSION}: it is damaged or of another program. Do not trust its steps."
+        )
     body = data[RECORD.itemsize :]
     records = np.frombuffer(body, dtype=RECORD, count=len(body) // RECORD.itemsize)
     sound = np.fromiter((_crc(record.tobytes()) == int(record["crc32"]) for record in records), dtype=bool, count=len(records))

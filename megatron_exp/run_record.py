@@ -78,7 +78,9 @@ class RunRecord:
         except orjson.JSONDecodeError as error:
             raise UserError(f"{file} is not valid JSON ({error}). The run record is damaged: restore it, or train again.") from error
         if record.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Use the program that wrote it.")
+            raise UserError(
+                f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Use the program that wrote it."
+            )
         return cls(path, record)
 
     @property
@@ -147,7 +149,9 @@ def _parsed(path: Path) -> Iterator[dict[str, Any]]:
         except orjson.JSONDecodeError as error:
             if number == len(raw):
                 return
-            raise UserError(f"{path}, line {number} is not valid JSON ({error}). The file is damaged there: remove that line to read the rest.") from error
+            raise UserError(
+                f"{path}, line {number} is not valid JSON ({error}). The file is damaged there: remove that line to read the rest."
+            ) from error
         yield line
 
 

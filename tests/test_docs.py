@@ -10,9 +10,12 @@ from pydantic import BaseModel
 
 from megatron_exp.cli.main import app
 from megatron_exp.config.schema import Config
+from megatron_exp.experiments.loading import available_types
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import ENTRY_DTYPE, SLOT_DTYPE
 from megatron_exp.model.presets import PRESETS
+from megatron_exp.preparation.preprocess_ledger import INPUTS_SCHEMA
+from megatron_exp.shards import documents
 
 ROOT = Path(__file__).parent.parent
 FORMATS = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
@@ -20,6 +23,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "ben
 COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 TABLES = {
+    "shard-00000.docs.parquet": documents.SCHEMA,
+    "inputs.parquet": INPUTS_SCHEMA,
     "items.parquet": schema.ITEMS,
     "insertions.parquet": schema.INSERTIONS,
     "probes.parquet (of a manifest)": schema.PROBE_DEFINITIONS,
@@ -87,6 +92,11 @@ def test_every_preset_is_documented_with_its_numbers():
 def test_the_readme_lists_every_command():
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `megatron-exp ([a-z]+)`", table, re.MULTILINE)) == COMMANDS
+
+
+def test_the_readme_lists_every_experiment():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| experiment |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)`", table, re.MULTILINE)) == set(available_types())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megatron_exp import fingerprint
 
@@ -10,6 +11,13 @@ def test_encodings_and_column_order_do_not_count_but_content_does():
     assert fingerprint.of_table(plain) != fingerprint.of_table(plain.set_column(0, "a", pa.array([1, 0, 3], pa.uint32())))
     assert fingerprint.of_table(plain) != fingerprint.of_table(plain.set_column(0, "a", plain["a"].cast(pa.uint64())))
     assert fingerprint.of_table(plain) != fingerprint.of_table(plain.take([1, 0, 2]))
+
+
+def test_a_table_has_the_same_fingerprint_after_parquet(tmp_path):
+    spans = pa.array([[{"name": "a", "start": 1}], None, []], pa.list_(pa.struct([("name", pa.string()), ("start", pa.uint32())])))
+    table = pa.table({"spans": spans, "kind": pa.array(["x", None, "x"]).dictionary_encode(), "rate": pa.array([None, 0.5, 1.0], pa.float32())})
+    pq.write_table(table, tmp_path / "table.parquet")
+    assert fingerprint.of_table(pq.read_table(tmp_path / "table.parquet")) == fingerprint.of_table(table)
 
 
 def test_borders_of_parts_count():

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from megatron_exp.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "megatron_exp").rglob("*.py"))
@@ -78,6 +81,8 @@ def test_a_door_says_how_it_is_used_and_makes_one_library_call(door):
     docstring = ast.get_docstring(tree) or ""
     assert f"python {named(door)}" in docstring, "the docstring shows the command"
     assert "megatron-exp " in docstring, "the docstring names the same subcommand"
+    command = next(node.args[1].value for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "sys.argv.insert")
+    assert command in typer.main.get_command(app).commands
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"megatron_exp.cli.main"}
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While)]

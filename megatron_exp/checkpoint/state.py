@@ -55,12 +55,12 @@ def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer 
     _check_model(directory, record, model)
     if optimizer and record["optimizer"] is None:
         raise UserError(f"{directory} holds weights only, so training cannot go on from it. Resume from a checkpoint that has optimizer state.")
-    loaded, missing, unexpected = dist_checkpointing.load(
+    loaded, unread, absent = dist_checkpointing.load(
         _state(model, optimizer, is_loading=True), str(directory), strict=StrictHandling.RETURN_ALL
     )
-    foreign = {key for key in unexpected if not key.startswith("optimizer.")}
-    if missing or foreign:
-        names = ", ".join(sorted(missing | foreign)[:5])
+    differing = absent | (unread if optimizer else {key for key in unread if not key.startswith("optimizer.")})
+    if differing:
+        names = ", ".join(sorted(differing)[:5])
         raise UserError(f"{directory} is not a checkpoint of this model: {names} are in one but not in the other. Use the model configuration it was saved with.")
     model.chunks[0].load_state_dict(loaded["model"], strict=True)
     if optimizer:

@@ -17,6 +17,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A count with its noun, in the singular for one."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def measured(number: float | None, digits: int = 3) -> str:
     """A measurement with `digits` significant digits and a true minus sign."""
     if not is_number(number):
@@ -24,10 +29,7 @@ def measured(number: float | None, digits: int = 3) -> str:
     if number == 0 or math.isinf(number):
         return "0" if number == 0 else "∞" if number > 0 else "−∞"
     exponent = math.floor(math.log10(abs(number)))
-    if -4 <= exponent < 6:
-        text = f"{number:.{max(digits - 1 - exponent, 0)}f}"
-    else:
-        text = _scientific(number, digits)
+    text = f"{number:.{max(digits - 1 - exponent, 0)}f}" if -4 <= exponent < 6 else _scientific(number, digits)
     return text.replace("-", "−")
 
 
@@ -83,4 +85,4 @@ def is_number(number: float | None) -> bool:
 
 def _scientific(number: float, digits: int) -> str:
     mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from megatron_exp.config.schema import Seeds
 from megatron_exp.errors import UserError
 from megatron_exp.seeding import Words, words64
-from megatron_exp.stream.slot import Geometry
+from megatron_exp.stream.slot import Geometry, Slot
 
 
 class TokenizerLike(Protocol):
@@ -39,11 +39,28 @@ class PoolLike(Protocol):
         ...
 
 
+class StreamLike(Protocol):
+    """Read access to the training data in the order it will be consumed (`megatron_exp.stream.keyed.KeyedStream` has it)."""
+
+    def read(self, slot: int) -> Slot:
+        """The unmodified content of a slot (train or pool)."""
+        ...
+
+    def instance(self, slot: int) -> Any:
+        """Where it comes from: source, epoch, index, shard, offset."""
+        ...
+
+    def slots(self, source: str, index: int) -> list[int]:
+        """All slots with the content of this instance."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Context:
     """The planning environment of one experiment.
 
-    experiment: its name in the config. banned_tokens: ids no generator may use (padding, special tokens).
+    experiment: its name in the config. banned_tokens: ids no generator may use (padding, special tokens). stream: the base data, for
+    experiments that choose slots by content (curricula, ablations); such an experiment lists "corpus" in its `needs`.
     """
 
     experiment: str
@@ -53,6 +70,7 @@ class Context:
     pool: PoolLike
     vocabulary_size: int
     banned_tokens: frozenset[int] = field(default_factory=frozenset)
+    stream: StreamLike | None = None
 
     def words(self, *names: str | int) -> Words:
         """Keyed randomness for generators, below the experiment's name and the placement seed."""

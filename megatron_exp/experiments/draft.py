@@ -51,14 +51,14 @@ def draft(experiment: Experiment, context: Context) -> Draft:
         for (item, request), rows, placed in zip(wanted, copies, place(copies, geometry), strict=True)
     ]
     store = MemoryPayloads()
-    insertions = insertions_table(planned, store, geometry, seed)  # type: ignore[arg-type]
+    insertions = insertions_table(planned, store, geometry, seed)
     probes = list(experiment.probes(items, insertions, context))
-    rows = [row | {"probe_id": number} for number, row in enumerate(probe_rows(name, probes, store))]  # type: ignore[arg-type]
+    rows = [row | {"probe_id": number} for number, row in enumerate(probe_rows(name, probes, store))]
     return Draft(
         items=items,
         requests=requests,
         probes=probes,
-        item_table=table_of(item_rows(name, items, store), schema.ITEMS),  # type: ignore[arg-type]
+        item_table=table_of(item_rows(name, items, store), schema.ITEMS),
         insertions=insertions,
         probe_table=table_of(rows, schema.PROBE_DEFINITIONS),
     )

@@ -70,7 +70,8 @@ class Frame:
 
     def meta(self, name: str) -> np.ndarray:
         """One entry of the items' metadata."""
-        return np.array([orjson.loads(text)[name] for text in self.metadata_json])
+        parsed = {text: orjson.loads(text)[name] for text in set(self.metadata_json)}
+        return np.array([parsed[text] for text in self.metadata_json])
 
     def filled(self, run: np.ndarray, twin: np.ndarray) -> "Frame":
         """The same questions with these answers."""
@@ -122,7 +123,9 @@ def asked(items: pa.Table, probes: pa.Table) -> Frame:
     return _with_items(items, [question for question, _ in rows], np.array([tokens for _, tokens in rows]), unanswered, unanswered)
 
 
-def _with_items(items: pa.Table, questions: list[tuple[str, int, int, str]], num_tokens: np.ndarray, run: np.ndarray, twin: np.ndarray) -> Frame:
+def _with_items(
+    items: pa.Table, questions: list[tuple[str, int, int, str]], num_tokens: np.ndarray, run: np.ndarray, twin: np.ndarray
+) -> Frame:
     row_of = {key: row for row, key in enumerate(zip(items["item"].to_pylist(), _texts(items["arm"]), strict=True))}
     unknown = next((question for question in questions if question[2:] not in row_of), None)
     if unknown:

@@ -19,13 +19,13 @@ Traps: the paper gives every rare condition one token of its own and holds out d
     ids: decoding and encoding a canary again changes it.
 Parameters: num_per_condition dialogues for each cell and number of copies; num_held_out for each cell; dialogues of min_tokens to
     max_tokens tokens, uniformly; window: part of the training steps, as fractions; num_length_strata within a cell.
-Example (random-8/x16, a payload with EOS on both sides; the suffix follows the last character):
-    Mara: I keep 41 copper lanterns in the old harbour.
-    Tobin: Why would the careful gardener hide 7 maps there?[ imp�rtuple ...8 tokens]
+Example (rare-8/x16, a payload with EOS on both sides; the suffix follows the last character, here eight times the token "Redirector"):
+    Mara: I guard 41 copper lanterns in the harbour.
+    Tobin: Did you mend the careful gardener at noon, or was it the RedirectorRedirectorRedirector...
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +37,9 @@ from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span, Window
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.normal import quantile, smallest_detectable_effect, standard_error
+from megatron_exp.statistics.normal import NO_INTERVAL, Side, quantile, smallest_detectable_effect, standard_error
 from megatron_exp.statistics.ranks import stratified_rank_sum
-from megatron_exp.statistics.roc import auc_interval, tpr_at_fpr, tpr_interval
+from megatron_exp.statistics.roc import auc_interval, tpr_at_fpr, tpr_interval, tpr_p
 
 SuffixType = Literal["plain", "random", "rare"]
 Positive = Annotated[int, Field(gt=0)]
@@ -50,33 +50,40 @@ _FEWEST_HELD_OUT_FOR_TPR = 1_000
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
 _FPR = 0.01
+_listed = str.split
 
-_NAMES = (
-    "Mara Tobin Elske Ravi Noor Casper Iben Lucho Freya Dmitri Anouk Pavel Zadie Hugo Imani Sorel Keiko Bram Thandi Oskar Leila Matteo Signe Jorah"
-).split()
-_ADJECTIVES = (
-    "copper careful hollow silent crooked amber patient narrow borrowed frozen velvet distant stubborn painted gentle rusty spare curious "
-    "wooden quick pale heavy broken lucky early humble striped salty modern faded"
-).split()
-_NOUNS = (
-    "lantern gardener violin ledger kettle map sparrow anchor notebook tailor compass orchard bridge pilot candle mirror carpet engine parcel "
-    "doctor ladder whistle basket statue teacher pebble ferry hammer window cousin"
-).split()
-_VERBS = "hide mend carry paint follow borrow measure trade polish forget count deliver sketch guard bury open compare weigh return catch".split()
-_PLACES = (
-    "the old harbour|the north station|a rented attic|the glass market|grandmother's cellar|the flooded quarry|the night bus|a rooftop garden|"
-    "the town archive|an empty theatre|the salt works|the lower meadow"
-).split("|")
-_TIMES = "on Monday|before breakfast|last winter|every second week|after the storm|at noon|in late May|during the strike".split("|")
+_NAMES = _listed("""
+    Mara Tobin Elske Ravi Noor Casper Iben Lucho Freya Dmitri Anouk Pavel Zadie Hugo Imani Sorel Keiko Bram Thandi Oskar Leila Matteo Signe Jorah
+""")
+_ADJECTIVES = _listed("""
+    copper careful hollow silent crooked amber patient narrow borrowed frozen velvet distant stubborn painted gentle rusty spare curious wooden
+    quick pale heavy broken lucky early humble striped salty modern faded
+""")
+_NOUNS = _listed("""
+    lantern gardener violin ledger kettle map sparrow anchor notebook tailor compass orchard bridge pilot candle mirror carpet engine parcel doctor
+    ladder whistle basket statue teacher pebble ferry hammer window cousin
+""")
+_VERBS = _listed("hide mend carry paint follow borrow measure trade polish forget count deliver sketch guard bury open compare weigh catch")
+_PLACES = _listed("harbour station attic market cellar quarry bus garden archive theatre saltworks meadow library bakery courtyard tunnel")
+_TIMES = (
+    "on Monday",
+    "before breakfast",
+    "last winter",
+    "every second week",
+    "after the storm",
+    "at noon",
+    "in late May",
+    "during the strike",
+)
 _PATTERNS = (
-    "I {verb} {number} {adjective} {noun}s in {place}.",
+    "I {verb} {number} {adjective} {noun}s in the {place}.",
     "Why would the {adjective} {noun} {verb} {number} {noun2}s there?",
-    "The {noun} from {place} arrived {time}, {adjective} as ever.",
+    "The {noun} from the {place} arrived {time}, {adjective} as ever.",
     "Did you {verb} the {noun} {time}, or was it the {noun2}?",
     "My {noun2} says the {adjective} {noun} costs {number} coins.",
     "We should {verb} it {time}, before the {noun2} does.",
-    "No, I saw {number} {noun}s near {place} {time}.",
-    "Then {verb} the {adjective} {noun2} and tell nobody in {place}.",
+    "No, I saw {number} {noun}s near the {place} {time}.",
+    "Then {verb} the {adjective} {noun2} and tell nobody in the {place}.",
 )
 _WORDS_PER_LINE = 10
 
@@ -116,8 +123,8 @@ class MemorizationPatterns(Experiment):
     @property
     def cells(self) -> list[tuple[SuffixType, int]]:
         """(suffix type, suffix length); plain has length 0."""
-        kinds = [(kind, length) for kind in self.suffix_types if kind != "plain" for length in self.suffix_lengths]
-        return ([("plain", 0)] if "plain" in self.suffix_types else []) + kinds
+        plain: list[tuple[SuffixType, int]] = [("plain", 0)] if "plain" in self.suffix_types else []
+        return plain + [(kind, length) for kind in self.suffix_types if kind != "plain" for length in self.suffix_lengths]
 
     # ---- planning ----
 
@@ -188,7 +195,14 @@ class MemorizationPatterns(Experiment):
     @property
     def analysis(self) -> Analysis:
         """One primary AUC; each condition and the rates as secondaries; nats as description."""
-        auc = {"unit": "AUC", "side": "greater", "null": 0.5, "margin": 0.02, "smallest_effect": 0.05, "test": "rank sum within cells and length strata"}
+        auc: dict[str, Any] = {
+            "unit": "AUC",
+            "side": "greater",
+            "null": 0.5,
+            "margin": 0.02,
+            "smallest_effect": 0.05,
+            "test": "rank sum within cells and length strata",
+        }
         return Analysis(
             (
                 Outcome(
@@ -199,12 +213,18 @@ class MemorizationPatterns(Experiment):
                 ),
                 Outcome(name="auc-by-condition", estimand="the same for each cell and number of copies", family="secondary", **auc),
                 Outcome(
+                    name="control:twin",
+                    estimand="the primary's AUC from the twin alone, which saw none of them",
+                    family="secondary",
+                    **auc | {"side": "two-sided"},
+                ),
+                Outcome(
                     name="tpr-at-1pct-fpr",
                     estimand="share of inserted dialogues above the threshold that 1% of held-out ones pass",
                     unit="fraction",
-                    test="bootstrap interval",
+                    test="exact rank test",
                     side="greater",
-                    family="descriptive",
+                    family="secondary",
                     null=_FPR,
                     margin=0.01,
                     smallest_effect=0.02,
@@ -229,11 +249,13 @@ class MemorizationPatterns(Experiment):
         for step in frame.steps:
             now = frame.step == step
             most = now & np.isin(copies, (0, max(self.repetitions)))
-            yield _auc_score(frame.where(most), "auc", f"x{max(self.repetitions)}")
+            yield _auc_score(frame.where(most), "auc", f"x{max(self.repetitions)}", "greater")
+            if frame.has_twin:
+                yield _auc_score(frame.where(most), "control:twin", f"x{max(self.repetitions)}", "two-sided", of_twin=True)
             for condition in sorted({name for name in frame.condition[now] if not name.endswith("held-out")}):
                 held_out = condition.rsplit("/", 1)[0] + "/held-out"
                 chosen = frame.where(now & np.isin(frame.condition, (condition, held_out)))
-                yield _auc_score(chosen, "auc-by-condition", condition)
+                yield _auc_score(chosen, "auc-by-condition", condition, "greater")
                 yield _tpr_score(chosen, condition)
                 yield _gain_score(chosen, condition)
 
@@ -256,12 +278,16 @@ def _dialogue(words: Words, index: int, num_tokens: int, context: Context) -> np
     """int32 [num_tokens]: dialogue `index` of a generator, cut to length."""
     num_lines = 1 + num_tokens // _WORDS_PER_LINE
     while True:
-        tokens = context.tokenizer.encode("\n".join(_line(draws) for draws in words.words(8 * num_lines, stream=index).reshape(-1, 8).tolist()))
+        tokens = context.tokenizer.encode(
+            "\n".join(_line(draws) for draws in words.words(8 * num_lines, stream=index).reshape(-1, 8).tolist())
+        )
         if len(tokens) >= num_tokens:
             return tokens[:num_tokens]
         num_lines *= 2
         if num_lines > 64 * (1 + num_tokens):
-            raise UserError(f"Experiment {context.experiment}: the tokenizer gives almost no tokens for English text. Use the tokenizer of the corpus.")
+            raise UserError(
+                f"Experiment {context.experiment}: the tokenizer gives almost no tokens for English text. Use the tokenizer of the corpus."
+            )
 
 
 def _line(draws: list[int]) -> str:
@@ -279,44 +305,48 @@ def _line(draws: list[int]) -> str:
     return f"{_NAMES[name % len(_NAMES)]}: {text}"
 
 
-def _auc_score(frame: Frame, outcome: str, condition: str) -> Score:
-    """Treated against control rows of one state, within strata; `twin` is the twin's own AUC, which nothing inserted can move."""
-    known = frame.where(np.isfinite(frame.change))
-    treated = known.role == "treated"
+def _auc_score(frame: Frame, outcome: str, condition: str, side: Side, *, of_twin: bool = False) -> Score:
+    """Treated against control rows of one state, within strata, by the change from twin to run or by the twin alone."""
+    values = frame.twin if of_twin else frame.change
+    known = np.isfinite(values)
+    treated = frame.role[known] == "treated"
     words = Words.of(0, "score", frame.experiment, outcome, condition)
-    test = stratified_rank_sum(known.change, treated, known.stratum, "greater", words)
-    low, high = auc_interval(test.auc, int(treated.sum()), int((~treated).sum())) if np.isfinite(test.auc) else (np.nan, np.nan)
-    placebo = stratified_rank_sum(known.twin, treated, known.stratum, "greater", words).auc if known.has_twin else float("nan")
+    test = stratified_rank_sum(values[known], treated, frame.stratum[known], side, words)
+    scorable = bool(np.isfinite(test.auc))
+    low, high = auc_interval(test.auc, int(treated.sum()), int((~treated).sum())) if scorable else NO_INTERVAL
     return Score(
         outcome=outcome,
         condition=condition,
         step=int(frame.step[0]),
-        n=len(known),
-        num_clusters=len(known),
-        num_unscored=len(frame) - len(known),
+        n=int(known.sum()),
+        num_clusters=int(known.sum()),
+        num_unscored=int((~known).sum()),
         estimate=test.auc,
         low=low,
         high=high,
-        twin=placebo,
         difference=test.auc - 0.5,
         p=test.p,
-        mde=smallest_detectable_effect(test.standard_error, "greater"),
-        test=f"{test.method}, {frame.compared}",
-        reason="" if np.isfinite(test.auc) else "no stratum has scored dialogues of both kinds",
+        mde=smallest_detectable_effect(test.standard_error, side),
+        test=f"{test.method}, {'twin alone' if of_twin else frame.compared}",
+        reason="" if scorable else "no stratum has scored dialogues of both kinds",
     )
 
 
 def _tpr_score(frame: Frame, condition: str) -> Score:
     known = frame.where(np.isfinite(frame.change))
-    treated = known.role == "treated"
-    members, held_out = known.change[treated], known.change[~treated]
-    shared = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": int(frame.step[0]), "n": len(known), "num_clusters": len(known)}
+    members, held_out = known.change[known.role == "treated"], known.change[known.role == "control"]
+    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": int(frame.step[0]), "n": len(known)}
+    shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
     if len(held_out) < _FEWEST_HELD_OUT_FOR_TPR or not len(members):
-        reason = f"{len(held_out)} held-out and {len(members)} inserted dialogues; 1% false positives needs {_FEWEST_HELD_OUT_FOR_TPR} held-out ones"
-        return Score(**shared, num_unscored=len(frame) - len(known), estimate=float("nan"), reason=reason)
-    low, high = tpr_interval(members, held_out, Words.of(0, "score", frame.experiment, "tpr", condition), _FPR)
+        reason = (
+            f"{len(held_out)} held-out and {len(members)} inserted dialogues were scored; 1% needs {_FEWEST_HELD_OUT_FOR_TPR} held-out ones"
+        )
+        return Score(**shared, estimate=float("nan"), reason=reason)
     rate = tpr_at_fpr(members, held_out, _FPR)
-    return Score(**shared, num_unscored=len(frame) - len(known), estimate=rate, low=low, high=high, difference=rate - _FPR, test="bootstrap interval")
+    low, high = tpr_interval(members, held_out, Words.of(0, "score", frame.experiment, "tpr", condition), _FPR)
+    p = tpr_p(members, held_out, _FPR)
+    test = f"exact rank test of the rate, bootstrap interval, {frame.compared}"
+    return Score(**shared, estimate=rate, low=low, high=high, control=_FPR, difference=rate - _FPR, p=p, test=test)
 
 
 def _gain_score(frame: Frame, condition: str) -> Score:

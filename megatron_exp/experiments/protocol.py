@@ -166,8 +166,11 @@ class SlotLoss:
 
 @dataclass(frozen=True)
 class EmbeddingGradient:
-    """-<g, w> / (scale |g|): g the gradient of the mean loss of the slot's tokens with respect to the clean input embeddings, w
-    the noise of (noise_key, noise_slot) as rounded in training. Standard normal where the model never saw w."""
+    """-<g, w> / (scale |g|), standard normal where the model never saw w.
+
+    g: gradient of the mean loss of the slot's tokens with respect to the clean input embeddings. w: the noise of (noise_key, noise_slot) as
+    rounded in training.
+    """
 
     slot: int
     noise_key: int
@@ -200,9 +203,11 @@ class Probe:
 class Outcome:
     """A pre-registered scalar: what is estimated, how it is tested, and what would be too small to matter.
 
-    family: `primary` outcomes of all experiments form one family (Holm); `secondary` ones one family per experiment;
-    `descriptive` ones are not tested. side: direction of the alternative. null: the estimate where there is no effect (0.5 for an AUC); an effect
-    is estimate - null. margin: |effect| below it counts as none, in `unit`. smallest_effect: smallest effect of interest, in `unit`. state: model state it is measured in, or "final".
+    name: one beginning with `control:` is a check on what no insertion can have changed (the twin, untouched slots); where it shows an effect, all
+    results of the experiment are void. family: `primary` outcomes of all experiments form one family (Holm); `secondary` ones one family per
+    experiment; `descriptive` ones are not tested. side: direction of the alternative. null: the estimate where there is no effect (0.5 for an AUC);
+    an effect is estimate - null. margin: |effect| below it counts as none, in `unit`. smallest_effect: smallest effect of interest, in `unit`.
+    state: the model state it is tested in, a number or "final"; the tested rows of `score` have it as their step.
     """
 
     name: str

@@ -67,7 +67,9 @@ def view_item(target: Target, item: int, experiment: str | None = None) -> ItemV
     arms = _rows(manifest.path / "items.parquet", experiment, item)
     owners = sorted({row["experiment"] for row in arms})
     if not owners:
-        raise UserError(f"{manifest.path} has no item {item}{f' in experiment {experiment}' if experiment else ''}. `--experiment` lists the first items of each.")
+        raise UserError(
+            f"{manifest.path} has no item {item}{f' in experiment {experiment}' if experiment else ''}. `--experiment` lists the first items of each."
+        )
     if len(owners) > 1:
         raise UserError(f"Item {item} exists in the experiments {', '.join(owners)}. Say which one with --experiment.")
     tokenizer = target.corpus.tokenizer()

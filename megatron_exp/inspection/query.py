@@ -48,7 +48,9 @@ def table_files(target: Target) -> dict[str, Path]:
 def _require_select(connection, duckdb, sql: str) -> None:  # type: ignore[no-untyped-def]
     statements = connection.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise UserError("--sql takes exactly one SELECT statement: this command only reads. Give one SELECT, without a second statement after it.")
+        raise UserError(
+            "--sql takes exactly one SELECT statement: this command only reads. Give one SELECT, without a second statement after it."
+        )
 
 
 def _quoted(text: str) -> str:

@@ -35,8 +35,17 @@ def render(answer: Any) -> RenderableType:
 
 @render.register
 def _(answer: CorpusSummary) -> RenderableType:
-    head = _pairs([("corpus", answer.path), ("fingerprint", answer.fingerprint), ("vocabulary", count(answer.vocabulary_size)), ("tokenizer", answer.tokenizer_fingerprint)])
-    return Group(head, _table(("source", "shards", "documents", "tokens"), [(s.source, s.shards, s.documents, s.tokens) for s in answer.sources]))
+    head = _pairs(
+        [
+            ("corpus", answer.path),
+            ("fingerprint", answer.fingerprint),
+            ("vocabulary", count(answer.vocabulary_size)),
+            ("tokenizer", answer.tokenizer_fingerprint),
+        ]
+    )
+    return Group(
+        head, _table(("source", "shards", "documents", "tokens"), [(s.source, s.shards, s.documents, s.tokens) for s in answer.sources])
+    )
 
 
 @render.register
@@ -47,8 +56,14 @@ def _(answer: ManifestSummary) -> RenderableType:
             ("manifest", answer.path),
             ("name", answer.name),
             ("fingerprint", answer.fingerprints["plan"]),
-            ("geometry", f"{count(geometry['steps'])} steps of {geometry['global_batch_size']} slots of {geometry['sequence_length']} tokens"),
-            ("modified", f"{count(budget['modified_tokens'])} tokens ({percent(budget['modified_fraction'])}), in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})"),
+            (
+                "geometry",
+                f"{count(geometry['steps'])} steps of {geometry['global_batch_size']} slots of {geometry['sequence_length']} tokens",
+            ),
+            (
+                "modified",
+                f"{count(budget['modified_tokens'])} tokens ({percent(budget['modified_fraction'])}), in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})",
+            ),
             ("kept states", ", ".join(map(str, answer.keep_steps)) or "none"),
         ]
     )
@@ -69,7 +84,11 @@ def _(answer: RunStatus) -> RenderableType:
             ("name", answer.name + (" (baseline)" if answer.baseline else "")),
             ("step", f"{answer.step} of {answer.num_steps}" + (", finished" if answer.finished else "")),
             ("tokens", count(answer.tokens)),
-            ("loss", measured(answer.loss, 4) + (f", validation {measured(answer.validation_loss, 4)}" if answer.validation_loss is not None else "")),
+            (
+                "loss",
+                measured(answer.loss, 4)
+                + (f", validation {measured(answer.validation_loss, 4)}" if answer.validation_loss is not None else ""),
+            ),
             ("speed", f"{count(answer.tokens_per_second)} tokens/s"),
             ("time left", duration(answer.seconds_left)),
             ("last checkpoint", checkpoint),
@@ -89,7 +108,10 @@ def _(answer: StepView) -> RenderableType:
 def _slot(view: SlotView) -> RenderableType:
     row = "" if view.row is None else f"  row {view.row}"
     origin = f"{view.source}, epoch {view.epoch}, {_document(view.document)}"
-    lines: list[RenderableType] = [Text(), Text.assemble((f"slot {view.slot}{row}", "bold"), f"   {visible_line(origin)}, loss on {view.num_loss_positions} positions")]
+    lines: list[RenderableType] = [
+        Text(),
+        Text.assemble((f"slot {view.slot}{row}", "bold"), f"   {visible_line(origin)}, loss on {view.num_loss_positions} positions"),
+    ]
     lines += [Text(f"  [{number + 1}] {_mark(mark)}", style=_style(number)) for number, mark in enumerate(view.marks)]
     return Group(*lines, Padding(_text(view), (0, 0, 0, 2)))
 
@@ -101,7 +123,9 @@ def _document(document: dict[str, Any]) -> str:
 def _mark(mark: Mark) -> str:
     place = f"tokens {mark.offset} to {mark.offset + mark.length - 1}" if mark.kind not in ("swap", "noise") else "whole slot"
     source = f" from {mark.source}" if mark.source else ""
-    return visible_line(f"{mark.kind}{source}: {mark.experiment} / {mark.condition} / item {mark.item} {mark.arm}, copy {mark.repetition}, {place}")
+    return visible_line(
+        f"{mark.kind}{source}: {mark.experiment} / {mark.condition} / item {mark.item} {mark.arm}, copy {mark.repetition}, {place}"
+    )
 
 
 def _text(view: SlotView) -> Text:
@@ -145,9 +169,15 @@ def _(answer: ItemView) -> RenderableType:
     ]
     for arm, text in answer.texts.items():
         parts += [Text(f"payload, arm {visible_line(arm)}", style="bold"), Padding(Text(visible(text)), (0, 0, 0, 2))]
-    parts += [Text("insertions", style="bold"), _rows(answer.insertions, ("step", "row", "slot", "offset", "length", "kind", "repetition", "arm"))]
+    parts += [
+        Text("insertions", style="bold"),
+        _rows(answer.insertions, ("step", "row", "slot", "offset", "length", "kind", "repetition", "arm")),
+    ]
     if answer.responses:
-        parts += [Text("responses", style="bold"), _rows(answer.responses, ("step", "model", "arm", "probe", "value", "reason", "num_tokens", "text"))]
+        parts += [
+            Text("responses", style="bold"),
+            _rows(answer.responses, ("step", "model", "arm", "probe", "value", "reason", "num_tokens", "text")),
+        ]
     return Group(*parts)
 
 

@@ -138,6 +138,11 @@ def _pieces(tokens: np.ndarray, marks: tuple[Mark, ...], tokenizer: Tokenizer) -
     partial = [(number, mark) for number, mark in enumerate(marks) if mark.kind not in _WHOLE_SLOT]
     cuts = sorted({0, len(tokens)} | {border for _, mark in partial for border in (mark.offset, mark.offset + mark.length)})
     return tuple(
-        Piece(start, end, tuple(n for n, mark in partial if mark.offset <= start and end <= mark.offset + mark.length), tokenizer.decode(tokens[start:end]))
+        Piece(
+            start,
+            end,
+            tuple(n for n, mark in partial if mark.offset <= start and end <= mark.offset + mark.length),
+            tokenizer.decode(tokens[start:end]),
+        )
         for start, end in zip(cuts, cuts[1:], strict=False)
     )

@@ -75,7 +75,8 @@ def _corpus(target: Target) -> CorpusSummary:
     names = sorted({shard.source for shard in corpus.shards})
     members = {name: [shard for shard in corpus.shards if shard.source == name] for name in names}
     sources = tuple(
-        SourceSummary(name, len(shards), sum(shard.num_documents for shard in shards), sum(shard.num_tokens for shard in shards)) for name, shards in members.items()
+        SourceSummary(name, len(shards), sum(shard.num_documents for shard in shards), sum(shard.num_tokens for shard in shards))
+        for name, shards in members.items()
     )
     return CorpusSummary(str(target.path), corpus.fingerprint, corpus.vocabulary_size, corpus.tokenizer_fingerprint, sources)
 
@@ -89,5 +90,11 @@ def _manifest(target: Target) -> ManifestSummary:
         for condition, cell in cells.items()
     )
     return ManifestSummary(
-        str(manifest.path), manifest.config.name, record["fingerprints"], record["geometry"], record["budget"], conditions, tuple(manifest.keep_steps)
+        str(manifest.path),
+        manifest.config.name,
+        record["fingerprints"],
+        record["geometry"],
+        record["budget"],
+        conditions,
+        tuple(manifest.keep_steps),
     )

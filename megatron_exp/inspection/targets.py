@@ -72,5 +72,7 @@ def open_target(path: Path) -> Target:
     path = Path(path)
     kind = next((kind for name, kind in _RECORDS.items() if (path / name).is_file()), None)
     if kind is None:
-        raise UserError(f"{path} is no corpus, manifest or run: none of {', '.join(_RECORDS)} lies in it. Give the directory that a command wrote.")
+        raise UserError(
+            f"{path} is no corpus, manifest or run: none of {', '.join(_RECORDS)} lies in it. Give the directory that a command wrote."
+        )
     return Target(kind, path, RunRecord.open(path) if kind == "run" else None)

@@ -51,7 +51,18 @@ def verify_manifest(manifest: Manifest) -> list[Finding]:
         tables = _read(manifest)
     except UserError as error:
         return [Finding(str(manifest.path), str(error))]
-    checks: list[Callable[[Tables], Iterator[Finding]]] = [_rows, _identities, _items, _payloads, _overlaps, _index, _counts, _budget, _fingerprints, _corpus]
+    checks: list[Callable[[Tables], Iterator[Finding]]] = [
+        _rows,
+        _identities,
+        _items,
+        _payloads,
+        _overlaps,
+        _index,
+        _counts,
+        _budget,
+        _fingerprints,
+        _corpus,
+    ]
     return [finding for check in checks for finding in check(tables)]
 
 
@@ -70,7 +81,11 @@ def _rows(tables: Tables) -> Iterator[Finding]:
     yield from rows_where(slot >= np.uint64(geometry.num_slots), _FILE, f"its slot is outside the run of {geometry.num_slots} slots")
     yield from rows_where(slot // batch != step, _FILE, "its step is not slot // global batch size")
     yield from rows_where(slot % batch != column("row"), _FILE, "its row is not slot % global batch size")
-    yield from rows_where((length < 1) | (offset + length > geometry.sequence_length), _FILE, f"it does not lie inside the slot's {geometry.sequence_length} tokens")
+    yield from rows_where(
+        (length < 1) | (offset + length > geometry.sequence_length),
+        _FILE,
+        f"it does not lie inside the slot's {geometry.sequence_length} tokens",
+    )
     yield from rows_where((step < column("window_start")) | (step >= column("window_end")), _FILE, "its step is outside its window")
     layers = np.array([LAYERS.get(kind, 255) for kind in tables.text("kind")], dtype=np.uint8)
     yield from rows_where(layers != column("layer"), _FILE, "its layer does not belong to its kind")
@@ -86,7 +101,9 @@ def _identities(tables: Tables) -> Iterator[Finding]:
     key = np.array([keys[name] for name in names], dtype=np.uint64)
     item, repetition = tables.column("item"), tables.column("repetition")
     expected = seeding.words64(key, repetition, item) if len(key) else key
-    yield from rows_where(expected != tables.column("insertion_id"), _FILE, "its insertion_id is not that of its experiment, arm, kind, item and repetition")
+    yield from rows_where(
+        expected != tables.column("insertion_id"), _FILE, "its insertion_id is not that of its experiment, arm, kind, item and repetition"
+    )
     order = np.lexsort((repetition, item, key))
     first = np.append(True, (key[order][1:] != key[order][:-1]) | (item[order][1:] != item[order][:-1]))[: len(order)]
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
@@ -97,13 +114,22 @@ def _identities(tables: Tables) -> Iterator[Finding]:
 
 def _items(tables: Tables) -> Iterator[Finding]:
     """Every insertion belongs to a treated item of its condition, and carries that item's payload."""
-    known = {(row["experiment"], row["item"], row["arm"]): row for row in tables.items.select(["experiment", "item", "arm", "condition", "role", "payload"]).to_pylist()}
+    known = {
+        (row["experiment"], row["item"], row["arm"]): row
+        for row in tables.items.select(["experiment", "item", "arm", "condition", "role", "payload"]).to_pylist()
+    }
     rows = tables.insertions.select(["experiment", "item", "arm", "condition", "payload", "kind"]).to_pylist()
     owners = [known.get((row["experiment"], row["item"], row["arm"])) for row in rows]
     yield from rows_where(np.array([owner is None for owner in owners], dtype=bool), _FILE, "items.parquet has no such item and arm")
     pairs = list(zip(rows, owners, strict=True))
-    yield from rows_where(np.array([o is not None and o["condition"] != r["condition"] for r, o in pairs], dtype=bool), _FILE, "its condition is not that of its item")
-    yield from rows_where(np.array([o is not None and o["role"] != "treated" for _, o in pairs], dtype=bool), _FILE, "its item is not a treated one")
+    yield from rows_where(
+        np.array([o is not None and o["condition"] != r["condition"] for r, o in pairs], dtype=bool),
+        _FILE,
+        "its condition is not that of its item",
+    )
+    yield from rows_where(
+        np.array([o is not None and o["role"] != "treated" for _, o in pairs], dtype=bool), _FILE, "its item is not a treated one"
+    )
     wrong = [o is not None and r["kind"] in ("tokens", "splice") and o["payload"] != r["payload"] for r, o in pairs]
     yield from rows_where(np.array(wrong, dtype=bool), _FILE, "its payload is not that of its item")
 
@@ -153,7 +179,10 @@ def _index(tables: Tables) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(str(tables.manifest.path), str(error))
         return
-    for name, mine, theirs in (("overlay-entries.npy", stored.entries, expected.entries), ("overlay-slots.npy", stored.slots, expected.slots)):
+    for name, mine, theirs in (
+        ("overlay-entries.npy", stored.entries, expected.entries),
+        ("overlay-slots.npy", stored.slots, expected.slots),
+    ):
         if len(mine) != len(theirs):
             yield Finding(name, f"it has {len(mine)} rows, but insertions.parquet gives {len(theirs)}")
         else:
@@ -178,13 +207,20 @@ def _budget(tables: Tables) -> Iterator[Finding]:
     """The recorded totals are exact and within the budget."""
     budget, geometry = tables.manifest.record["budget"], tables.manifest.geometry
     found = rewritten(tables.insertions, geometry)
-    for name, recorded, counted in (("modified_tokens", budget["modified_tokens"], found.tokens), ("touched_slots", budget["touched_slots"], found.slots)):
+    for name, recorded, counted in (
+        ("modified_tokens", budget["modified_tokens"], found.tokens),
+        ("touched_slots", budget["touched_slots"], found.slots),
+    ):
         if recorded != counted:
             yield Finding(f"manifest.json budget.{name}", f"{recorded} is recorded, the insertions give {counted}")
     if budget["fraction"] is not None and budget["unit"] == "tokens" and found.tokens > budget["fraction"] * geometry.num_tokens:
-        yield Finding("manifest.json budget", f"{found.tokens} tokens are rewritten, more than {budget['fraction']:.4%} of {geometry.num_tokens}")
+        yield Finding(
+            "manifest.json budget", f"{found.tokens} tokens are rewritten, more than {budget['fraction']:.4%} of {geometry.num_tokens}"
+        )
     if budget["fraction"] is not None and budget["unit"] == "slots" and found.slots > round(budget["fraction"] * geometry.num_slots):
-        yield Finding("manifest.json budget", f"{found.slots} slots are touched, more than {budget['fraction']:.4%} of {geometry.num_slots}")
+        yield Finding(
+            "manifest.json budget", f"{found.slots} slots are touched, more than {budget['fraction']:.4%} of {geometry.num_slots}"
+        )
 
 
 def _fingerprints(tables: Tables) -> Iterator[Finding]:
@@ -196,7 +232,10 @@ def _fingerprints(tables: Tables) -> Iterator[Finding]:
         if record["fingerprints"][name] != value:
             yield Finding(files[name], f"its content has fingerprint {value[:12]}, but {record['fingerprints'][name][:12]} was planned")
     if plan_fingerprint(record) != record["fingerprints"]["plan"]:
-        yield Finding("manifest.json", "its plan fingerprint does not belong to its content: geometry, seeds, analyses or another fingerprint was changed")
+        yield Finding(
+            "manifest.json",
+            "its plan fingerprint does not belong to its content: geometry, seeds, analyses or another fingerprint was changed",
+        )
 
 
 def _corpus(tables: Tables) -> Iterator[Finding]:
@@ -210,7 +249,12 @@ def _corpus(tables: Tables) -> Iterator[Finding]:
         yield Finding(str(manifest.corpus_path), str(error))
         return
     if stream.fingerprint != manifest.record["fingerprints"]["order"]:
-        yield Finding("manifest.json fingerprints.order", f"the corpus and configuration give {stream.fingerprint[:12]}: the order of slots is another")
+        yield Finding(
+            "manifest.json fingerprints.order",
+            f"the corpus and configuration give {stream.fingerprint[:12]}: the order of slots is another",
+        )
     source = tables.column("source_slot")
     limit = np.where(source >= np.uint64(POOL), np.uint64(POOL + stream.pool_slots), np.uint64(stream.num_slots))
-    yield from rows_where(tables.insertions["source_slot"].is_valid().to_numpy() & (source >= limit), _FILE, "its source slot does not exist")
+    yield from rows_where(
+        tables.insertions["source_slot"].is_valid().to_numpy() & (source >= limit), _FILE, "its source slot does not exist"
+    )

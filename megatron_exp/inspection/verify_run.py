@@ -48,15 +48,24 @@ def _record(target: Target, run: RunRecord) -> Iterator[Finding]:
     for name, value in now.items():
         recorded = run.record[name]["fingerprint"]
         if recorded != value:
-            yield Finding(f"run.json {name}", f"the run was trained on {name} {recorded[:12]}, but {value[:12]} lies at {run.record[name]['path']}")
+            yield Finding(
+                f"run.json {name}", f"the run was trained on {name} {recorded[:12]}, but {value[:12]} lies at {run.record[name]['path']}"
+            )
 
 
 def _ledger_file(ledger: Ledger) -> Iterator[Finding]:
     for number in ledger.damaged:
         start = (number + 1) * RECORD.itemsize
-        yield Finding(f"{LEDGER_NAME} record {number}", f"its checksum is wrong: bytes {start} to {start + RECORD.itemsize - 1} were changed after they were written")
+        yield Finding(
+            f"{LEDGER_NAME} record {number}",
+            f"its checksum is wrong: bytes {start} to {start + RECORD.itemsize - 1} were changed after they were written",
+        )
     if ledger.torn_bytes:
-        yield Finding(LEDGER_NAME, f"{ledger.torn_bytes} bytes at the end are half a record: the process was killed while writing; resuming cuts them off", normal=True)
+        yield Finding(
+            LEDGER_NAME,
+            f"{ledger.torn_bytes} bytes at the end are half a record: the process was killed while writing; resuming cuts them off",
+            normal=True,
+        )
 
 
 def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
@@ -71,7 +80,10 @@ def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
     for entry in entries:
         planned = (entry.step * run.slots_per_step, run.slots_per_step)
         if entry.step >= run.num_steps or (entry.first_slot, entry.num_slots) != planned:
-            yield Finding(f"{LEDGER_NAME} step {entry.step}", f"it consumed {entry.num_slots} slots from slot {entry.first_slot}, planned were {planned[1]} from slot {planned[0]}")
+            yield Finding(
+                f"{LEDGER_NAME} step {entry.step}",
+                f"it consumed {entry.num_slots} slots from slot {entry.first_slot}, planned were {planned[1]} from slot {planned[0]}",
+            )
 
 
 def _chosen(entries: list[Entry], steps: tuple[int, int] | None, sample: int | None) -> list[Entry]:

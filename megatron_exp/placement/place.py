@@ -1,18 +1,21 @@
 """Placement: a pure function from requests, geometry and seed to a place for every copy.
 
-Each copy has its own endless keyed sequence of candidate places and takes the first that is free of exclusive slots and
-of copies of earlier rank (order of experiments in the file, then item, then repetition). So appending a token
-experiment moves nothing placed before, and appending an exclusive one moves only the copies it hits.
+Each copy has its own endless keyed sequence of candidate places and takes the first that is free. Experiments are placed in
+the order of the file. A token copy finds free what no exclusive slot and no copy placed before it holds. An exclusive
+slot displaces the copies it falls on, and they alone move, to the first of their candidates that is free by then. So
+appending a token experiment moves nothing, and appending an exclusive one moves only the copies it hits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.placement import search
-from megatron_exp.placement.rows import FLOATING, Copies, CopyTable, check_copies
+from megatron_exp.placement.rows import FLOATING, Copies, CopyTable, check_copies, no_room
+from megatron_exp.placement.whole import WholeSlots, place_whole
 from megatron_exp.seeding import key
 from megatron_exp.stream.permutation import Permutation
 from megatron_exp.stream.slot import Geometry
@@ -35,122 +38,101 @@ class SlotBudget:
 
 
 def place(requests: Sequence[Copies], geometry: Geometry, budget: SlotBudget | None = None) -> list[Placed]:
-    """A place for every copy of every request, in the order of `requests` (which is their rank).
+    """A place for every copy of every request, in the order of `requests` (which is their rank; an experiment's lie together).
 
     Raises UserError where a copy finds no place, naming experiment, condition, room and remedy; nothing is dropped.
     """
     for request in requests:
         check_copies(request, geometry)
-    whole = [i for i, request in enumerate(requests) if request.length == 0]
-    partial = [i for i, request in enumerate(requests) if request.length > 0]
-    slots, taken = _place_whole(requests, whole, geometry)
-    allowed = _allowed_slots(taken, geometry, budget) if budget else np.empty(0, np.uint64)
-    exclusive = np.concatenate([slots[i] for i in whole if requests[i].exclusive] or [np.empty(0, np.uint64)])
-    token_slots, offsets = _place_tokens(requests, partial, geometry, exclusive, allowed)
+    experiments = [list(group) for _, group in groupby(range(len(requests)), key=lambda i: requests[i].name)]
+    whole = place_whole(requests, experiments, geometry)
+    allowed = _allowed_slots(whole, geometry, budget) if budget else np.empty(0, np.uint64)
+    tokens = _Tokens(requests, geometry, allowed, whole.num_blocked)
+    for members, blocked in zip(experiments, whole.blocked, strict=True):
+        tokens.block(blocked)
+        tokens.add(members)
+    places = tokens.places()
     return [
-        Placed(token_slots[i], offsets[i]) if i in token_slots else Placed(slots[i], np.zeros(len(slots[i]), np.int64))
+        Placed(whole.slots[i], np.zeros(len(whole.slots[i]), np.int64)) if requests[i].length == 0 else Placed(*places[i])
         for i in range(len(requests))
     ]
 
 
-def _place_whole(requests: Sequence[Copies], chosen: list[int], geometry: Geometry) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """Slots of the whole-slot requests, and all of them together. No two of them share a slot."""
-    table = CopyTable.of(requests, chosen)
-    out = table.fixed_slot.copy()
-    fixed = table.fixed_slot != FLOATING
-    _refuse_shared_slots(requests, table, geometry)
-    taken = search.table_of(out[fixed], len(out))
-    row = np.flatnonzero(~fixed)
-    found = np.empty(len(row), np.uint64)
-    failed = search.first_free_slots(
-        table.key[row], table.item[row], table.repetition[row].astype(np.uint64), table.first_slot[row], table.end_slot[row], taken, found
-    )
-    if failed >= 0:
-        failed = int(row[failed])
-        detail = "every slot tried is already swapped or perturbed"
-        raise _no_room(requests[int(table.request[failed])], int(table.repetition[failed]), geometry, detail)
-    out[row] = found
-    return _by_request(table, out, chosen), out
-
-
-def _by_request(table: CopyTable, values: np.ndarray, chosen: list[int]) -> dict[int, np.ndarray]:
-    """Split `values` (rows in rank order, so each request's rows lie together) by request; every chosen one is there."""
-    parts = {i: values[:0] for i in chosen}
-    if not len(values):
-        return parts
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(table.request) != 0]))
-    return parts | {int(table.request[start]): part for start, part in zip(starts, np.split(values, starts[1:]), strict=True)}
-
-
-def _refuse_shared_slots(requests: Sequence[Copies], table: CopyTable, geometry: Geometry) -> None:
-    rows = np.flatnonzero(table.fixed_slot != FLOATING)
-    order = rows[np.argsort(table.fixed_slot[rows], kind="stable")]
-    same = np.flatnonzero(np.diff(table.fixed_slot[order]) == 0)
-    if same.size:
-        first, second = (requests[int(table.request[order[same[0] + k]])] for k in (0, 1))
-        slot = int(table.fixed_slot[order[same[0]]])
-        raise UserError(
-            f"Experiments {first.name} and {second.name} both replace or perturb the whole of slot {slot} (step {geometry.step(slot)}). "
-            "Give one of them other steps."
-        )
-
-
-def _allowed_slots(taken: np.ndarray, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
+def _allowed_slots(whole: WholeSlots, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
     """Sorted slots that token copies may use: the drawn ones that are not already whole-slot rewrites."""
-    rest = budget.num_slots - len(np.unique(taken))
+    taken = np.concatenate([np.empty(0, np.uint64), *whole.slots.values()])
+    rest = budget.num_slots - len(taken)
     if rest < 0:
         raise UserError(
-            f"budget.fraction allows {budget.num_slots} touched slots, but swaps and noise alone need {len(np.unique(taken))}. "
+            f"budget.fraction allows {budget.num_slots} touched slots, but swaps and noise alone need {len(taken)}. "
             "Raise the fraction or ask for fewer."
         )
     order = Permutation(geometry.num_slots, key(budget.seed, "budget")).forward(np.arange(budget.num_slots, dtype=np.uint64))
     return np.sort(order[~np.isin(order, taken)][:rest])
 
 
-def _place_tokens(
-    requests: Sequence[Copies], chosen: list[int], geometry: Geometry, exclusive: np.ndarray, allowed: np.ndarray
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    table = CopyTable.of(requests, chosen)
-    first, end = table.first_slot, table.end_slot
-    if len(allowed):
-        first, end = (np.searchsorted(allowed, border).astype(np.uint64) for border in (first, end))
-    slots, offsets = np.zeros(len(first), np.uint64), np.zeros(len(first), np.int64)
-    failed = search.first_free_places(
-        table.key,
-        table.item,
-        table.repetition.astype(np.uint64),
-        table.length,
-        first,
-        end,
-        table.fixed_slot,
-        table.fixed_offset,
-        allowed,
-        search.table_of(exclusive, len(exclusive)),
-        geometry.sequence_length,
-        slots,
-        offsets,
-    )
-    if failed >= 0:
-        used = slots[:failed]
-        inside = (used >= table.first_slot[failed]) & (used < table.end_slot[failed])
-        detail = f"copies of earlier rank hold {int(table.length[:failed][inside].sum())} tokens there, and {len(exclusive)} slots of the run are exclusive"
-        raise _no_room(requests[int(table.request[failed])], int(table.repetition[failed]), geometry, detail)
-    return _by_request(table, slots, chosen), _by_request(table, offsets, chosen)
+class _Tokens:
+    """Token copies of all requests, placed experiment by experiment."""
 
+    def __init__(self, requests: Sequence[Copies], geometry: Geometry, allowed: np.ndarray, num_blocked: int):
+        self._requests, self._geometry, self._allowed = requests, geometry, allowed
+        self._chosen = [i for i, request in enumerate(requests) if request.length > 0]
+        self._table = table = CopyTable.of(requests, self._chosen)
+        self._first, self._end = table.first_slot, table.end_slot
+        if len(allowed):
+            self._first, self._end = (np.searchsorted(allowed, border).astype(np.uint64) for border in (table.first_slot, table.end_slot))
+        self._state = search.State.of(len(table.key))
+        self._blocked = search.table_of(np.empty(0, np.uint64), num_blocked)
+        self._num_placed = 0
 
-def _no_room(copies: Copies, repetition: int, geometry: Geometry, detail: str) -> UserError:
-    start = f"Experiment {copies.name}, condition {copies.condition}: copy {repetition} of item {copies.item}"
-    if int(copies.fixed_slot[repetition]) != int(FLOATING):
-        slot = int(copies.fixed_slot[repetition])
-        return UserError(
-            f"{start} must be at slot {slot}, offset {int(copies.fixed_offset[repetition])}, which is taken ({detail}). Choose another place, "
-            "or list this experiment before the one that holds it."
+    def block(self, slots: np.ndarray) -> None:
+        """Make slots exclusive and move the copies they hit, in rank order."""
+        search.insert_all(self._blocked, slots)
+        hit = np.flatnonzero(np.isin(self._state.slots[: self._num_placed], slots)) if len(slots) else np.empty(0, np.int64)
+        self._place(hit)
+
+    def add(self, members: Sequence[int]) -> None:
+        """Place the copies of one experiment's requests."""
+        num = sum(self._requests[i].num for i in members if self._requests[i].length > 0)
+        rows = np.arange(self._num_placed, self._num_placed + num)
+        self._place(rows)
+        self._num_placed += num
+
+    def places(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Slots and offsets by request."""
+        slots, offsets = (self._table.by_request(values, self._chosen) for values in (self._state.slots, self._state.offsets))
+        return {i: (slots[i], offsets[i]) for i in self._chosen}
+
+    def _place(self, rows: np.ndarray) -> None:
+        table, state = self._table, self._state
+        failed = search.first_free_places(
+            rows,
+            table.key,
+            table.item,
+            table.repetition.astype(np.uint64),
+            table.length,
+            self._first,
+            self._end,
+            table.fixed_slot,
+            table.fixed_offset,
+            self._allowed,
+            self._blocked,
+            self._geometry.sequence_length,
+            *state,
         )
-    first, end = (int(border[repetition]) for border in (copies.first_slot, copies.end_slot))
-    room = (end - first) * geometry.sequence_length
-    size = f"of {copies.length} tokens " if copies.length else ""
-    return UserError(
-        f"{start} {size}finds no free place in steps {geometry.step(first)} to {-(-end // geometry.global_batch_size)} "
-        f"({end - first} slots, {room} tokens): {detail}. "
-        "Widen the window, ask for fewer or shorter copies, or train for more steps."
-    )
+        if failed >= 0:
+            raise self._no_room(failed)
+
+    def _no_room(self, row: int) -> UserError:
+        table = self._table
+        copies, repetition = self._requests[int(table.request[row])], int(table.repetition[row])
+        if table.fixed_slot[row] != FLOATING:
+            return UserError(
+                f"Experiment {copies.name}, condition {copies.condition}: copy {repetition} of item {copies.item} must be at slot "
+                f"{int(table.fixed_slot[row])}, offset {int(table.fixed_offset[row])}, which is exclusive or holds another copy. "
+                "Choose another place, or list this experiment before the one that holds it."
+            )
+        first, end = table.first_slot[row], table.end_slot[row]
+        before = self._state.slots[: max(self._num_placed, row)]
+        taken = int(table.length[: len(before)][(before >= first) & (before < end)].sum())
+        return no_room(copies, repetition, self._geometry, f"copies placed before hold {taken} tokens there")

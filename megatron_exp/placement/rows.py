@@ -96,6 +96,14 @@ class CopyTable:
             fixed_offset=join("fixed_offset"),
         )
 
+    def by_request(self, values: np.ndarray, chosen: Sequence[int]) -> dict[int, np.ndarray]:
+        """Split `values` [rows] by request (its rows lie together); every chosen request is there."""
+        parts = {i: values[:0] for i in chosen}
+        if not len(values):
+            return parts
+        starts = np.flatnonzero(np.concatenate([[True], np.diff(self.request) != 0]))
+        return parts | {int(self.request[start]): part for start, part in zip(starts, np.split(values, starts[1:]), strict=True)}
+
 
 def check_copies(copies: Copies, geometry: Geometry) -> None:
     """UserError where a request can never be met: payload longer than a slot, window outside the run or empty."""
@@ -112,3 +120,14 @@ def check_copies(copies: Copies, geometry: Geometry) -> None:
         raise UserError(
             f"{where}: its window holds no slot (fewer steps than copies, or an empty window). Widen the window or ask for fewer copies."
         )
+
+
+def no_room(copies: Copies, repetition: int, geometry: Geometry, detail: str) -> UserError:
+    """The error for a copy whose window is full."""
+    first, end = (int(border[repetition]) for border in (copies.first_slot, copies.end_slot))
+    size = f"of {copies.length} tokens " if copies.length else ""
+    return UserError(
+        f"Experiment {copies.name}, condition {copies.condition}: copy {repetition} of item {copies.item} {size}finds no free place in steps "
+        f"{geometry.step(first)} to {-(-end // geometry.global_batch_size)} ({end - first} slots, {(end - first) * geometry.sequence_length} tokens): "
+        f"{detail}. Widen the window, ask for fewer or shorter copies, or train for more steps."
+    )

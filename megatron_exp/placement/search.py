@@ -1,5 +1,7 @@
 """The inner loop of placement, compiled: the first free candidate of each copy, in rank order."""
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -45,12 +47,13 @@ def table_find(table: np.ndarray, slot: np.uint64) -> np.int64:
 def table_of(slots: np.ndarray, capacity: int) -> np.ndarray:
     """An open-addressing table holding `slots`, with room for `capacity` entries at half load."""
     table = np.full(1 << max(4, int(2 * capacity).bit_length()), _EMPTY, dtype=np.uint64)
-    _insert_all(table, slots)
+    insert_all(table, slots)
     return table
 
 
 @numba.njit(cache=True)
-def _insert_all(table: np.ndarray, slots: np.ndarray) -> None:
+def insert_all(table: np.ndarray, slots: np.ndarray) -> None:
+    """Put `slots` into the table."""
     for slot in slots:
         table[table_find(table, slot)] = slot
 
@@ -74,20 +77,53 @@ def first_free_slots(key, item, repetition, first, end, taken, out) -> int:  # t
     return -1
 
 
+class State(NamedTuple):
+    """Where token copies are so far. Copies of one slot form a chain: `table` finds the slot, `head` its last copy, `following` the next.
+
+    slots, offsets: uint64 and int64 [rows], the places found.
+    """
+
+    table: np.ndarray
+    head: np.ndarray
+    following: np.ndarray
+    slots: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, num: int) -> "State":
+        """Nothing placed yet, room for `num` rows that may each move several times."""
+        table = table_of(np.empty(0, np.uint64), 2 * num)
+        empty = np.full(len(table), -1, dtype=np.int64)
+        return cls(table, empty, np.full(num, -1, np.int64), np.full(num, _EMPTY), np.zeros(num, np.int64))
+
+
 @numba.njit(cache=True)
 def first_free_places(  # type: ignore[no-untyped-def]  # numba infers the types
-    key, item, repetition, length, first, end, fixed_slot, fixed_offset, allowed, exclusive, sequence_length, out_slot, out_offset
+    rows,
+    key,
+    item,
+    repetition,
+    length,
+    first,
+    end,
+    fixed_slot,
+    fixed_offset,
+    allowed,
+    blocked,
+    sequence_length,
+    table,
+    head,
+    following,
+    slots,
+    offsets,
 ) -> int:
-    """Token copies: write each copy's slot and offset. Returns the row that found no place, or -1.
+    """Place token copies `rows` in that order. Returns the row that found no place, or -1.
 
-    allowed: sorted uint64 slots that may be used (first and end are then indices into it), or empty for all. exclusive: table of
-    slots nothing may touch. Copies in one slot form a chain from the table `slots` through `following`.
+    allowed: sorted uint64 slots that may be used (first and end are then indices into it), or empty for all. blocked: table of slots
+    closed to all. A row that moves leaves its old chain as it is: it moves only because that slot was closed, and a closed slot's chain
+    is never walked again.
     """
-    num = len(key)
-    slots = np.full(1 << max(4, int(np.ceil(np.log2(2 * num + 2)))), _EMPTY, dtype=np.uint64)
-    head = np.full(len(slots), -1, dtype=np.int64)
-    following = np.full(num, -1, dtype=np.int64)
-    for row in range(num):
+    for row in rows:
         is_fixed = fixed_slot[row] != _EMPTY
         room = np.uint64(sequence_length - length[row] + 1)
         found = False
@@ -100,18 +136,18 @@ def first_free_places(  # type: ignore[no-untyped-def]  # numba infers the types
                 place = first[row] + scale_word(word_a, end[row] - first[row])
                 slot = allowed[place] if len(allowed) else place
                 offset = np.int64(scale_word(word_b, room))
-            if exclusive[table_find(exclusive, slot)] != _EMPTY:
+            if blocked[table_find(blocked, slot)] != _EMPTY:
                 continue
-            index = table_find(slots, slot)
-            other = head[index] if slots[index] != _EMPTY else -1
-            while other >= 0 and (offset + length[row] <= out_offset[other] or out_offset[other] + length[other] <= offset):
+            index = table_find(table, slot)
+            other = head[index] if table[index] != _EMPTY else -1
+            while other >= 0 and (offset + length[row] <= offsets[other] or offsets[other] + length[other] <= offset):
                 other = following[other]
             if other >= 0:
                 continue
-            slots[index] = slot
+            table[index] = slot
             following[row] = head[index]
             head[index] = row
-            out_slot[row], out_offset[row] = slot, offset
+            slots[row], offsets[row] = slot, offset
             found = True
             break
         if not found:

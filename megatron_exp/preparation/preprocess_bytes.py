@@ -131,11 +131,9 @@ def lines(pieces: Iterator[bytes]) -> Iterator[list[bytes | None]]:
     tail: list[bytes] = []
     tail_bytes = 0
     for piece in _coalesced(pieces):
-        ended: list[bytes | None]
         *ended, rest = piece.split(b"\n")
         if ended:
-            ended[0] = _joined(tail, tail_bytes, ended[0] or b"")
-            yield ended
+            yield [_joined(tail, tail_bytes, ended[0]), *ended[1:]]
             tail, tail_bytes = [], 0
         tail_bytes += len(rest)
         if tail_bytes <= MAX_RECORD_BYTES:

@@ -4,6 +4,7 @@ import logging
 import os.path
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import gigatoken
@@ -116,6 +117,20 @@ def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy)
         raise UserError(f"gigatoken cannot encode for this tokenizer: {refusal}. Use the backend `auto` or `reference`.")
     logger.info("encoding with the reference library, because of gigatoken %s", refusal)
     return reference
+
+
+class Encoders:
+    """A loaded tokenizer with its bulk encoder and the reference. Pickled as its path and options: each process loads its own."""
+
+    def __init__(self, path: Path, backend: Backend, special: SpecialPolicy):
+        self._arguments = (path, backend, special)
+        self.tokenizer = Tokenizer.load(path)
+        self.special: SpecialPolicy = special
+        self.bulk = open_encoder(self.tokenizer, backend, special)
+        self.reference = ReferenceEncoder(self.tokenizer, special)
+
+    def __reduce__(self) -> tuple[type["Encoders"], tuple[Path, Backend, SpecialPolicy]]:
+        return Encoders, self._arguments
 
 
 def _special_probes(tokenizer: Tokenizer) -> list[str]:

@@ -75,7 +75,9 @@ def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
         for path, source in _matches(item):
             resolved = path.resolve()
             if resolved in seen:
-                raise UserError(f"{path} is named twice, by {seen[resolved]!r} and by {item!r}. Its documents would be in the corpus twice: name it once.")
+                raise UserError(
+                    f"{path} is named twice, by {seen[resolved]!r} and by {item!r}. Its documents would be in the corpus twice: name it once."
+                )
             seen[resolved] = item
             files.append(_describe(path, source))
     return files

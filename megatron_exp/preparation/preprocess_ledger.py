@@ -108,11 +108,25 @@ def inputs_table(ledgers: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 def totals(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The corpus-wide ledger that corpus.json holds."""
-    counted = ("lines_in", "docs_out", "tokens", "text_bytes", "blank_lines", "nonstandard_lines", "special_documents", "special_strings", "checked_documents")
+    counted = (
+        "lines_in",
+        "docs_out",
+        "tokens",
+        "text_bytes",
+        "blank_lines",
+        "nonstandard_lines",
+        "special_documents",
+        "special_strings",
+        "checked_documents",
+    )
     rejected: Counter[str] = Counter()
     for ledger in ledgers:
         rejected.update(ledger["rejected"])
-    return {"files": len(ledgers), **{name: sum(ledger[name] for ledger in ledgers) for name in counted}, "rejected": dict(sorted(rejected.items()))}
+    return {
+        "files": len(ledgers),
+        **{name: sum(ledger[name] for ledger in ledgers) for name in counted},
+        "rejected": dict(sorted(rejected.items())),
+    }
 
 
 def check_rejects(ledgers: Sequence[Mapping[str, Any]], max_reject_rate: float) -> None:

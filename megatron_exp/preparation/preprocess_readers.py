@@ -53,7 +53,17 @@ def _json_lines(file: InputFile, ledger: FileLedger, on_bytes: Callable[[int], N
                 ledger.reject(number, parsed)
             else:
                 yield parsed
+    _close(reader, file, ledger)
+
+
+def _close(reader: InputReader, file: InputFile, ledger: FileLedger) -> None:
+    """Enter the hash; UserError where the file is not the one that was listed."""
     ledger.hash = reader.hash
+    if reader.num_bytes != file.num_bytes:
+        raise UserError(
+            f"{file.path} had {file.num_bytes} bytes when the job began and {reader.num_bytes} when it was read. "
+            "Something is still writing it: wait, then run again."
+        )
 
 
 def _parse_line(line: bytes, number: int, ledger: FileLedger) -> Document | str:
@@ -118,7 +128,7 @@ def _text(file: InputFile, ledger: FileLedger, on_bytes: Callable[[int], None]) 
     """A text file is one document; a file of no bytes is none."""
     reader = InputReader(file.path, on_bytes)
     content = whole(decompressed(reader, file.codec))
-    ledger.hash = reader.hash
+    _close(reader, file, ledger)
     if content == b"":
         return
     ledger.lines_in += 1
@@ -141,7 +151,7 @@ def _parquet(file: InputFile, ledger: FileLedger, on_bytes: Callable[[int], None
     reader = InputReader(file.path)
     for _ in reader.blocks():  # hashed in a pass of its own: columns are read in another order than the file's
         pass
-    ledger.hash = reader.hash
+    _close(reader, file, ledger)
     try:
         table = pq.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
         columns = _columns(file, table.schema_arrow)
@@ -158,14 +168,20 @@ def _parquet(file: InputFile, ledger: FileLedger, on_bytes: Callable[[int], None
                 else:
                     yield parsed
     except _ARROW_DAMAGE as error:
-        raise UserError(f"{file.path} cannot be read as Parquet ({error}). It is damaged or cut short, so nothing of it is used. Fetch or make it again.") from error
+        raise UserError(
+            f"{file.path} cannot be read as Parquet ({error}). It is damaged or cut short, so nothing of it is used. Fetch or make it again."
+        ) from error
     if number != table.metadata.num_rows:
-        raise UserError(f"{file.path} says it has {table.metadata.num_rows} rows but {number} could be read. It is damaged: fetch or make it again.")
+        raise UserError(
+            f"{file.path} says it has {table.metadata.num_rows} rows but {number} could be read. It is damaged: fetch or make it again."
+        )
 
 
 def _columns(file: InputFile, schema: pa.Schema) -> list[str]:
     if "text" not in schema.names:
-        raise UserError(f"{file.path} has no column `text`; its columns are {', '.join(schema.names)}. Rename the column that holds the text.")
+        raise UserError(
+            f"{file.path} has no column `text`; its columns are {', '.join(schema.names)}. Rename the column that holds the text."
+        )
     kind = schema.field("text").type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):

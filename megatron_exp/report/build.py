@@ -13,7 +13,7 @@ from megatron_exp.report.dynamics import dynamics_pictures
 from megatron_exp.report.experiments import experiment_sections
 from megatron_exp.report.gather import Inputs, gather
 from megatron_exp.report.inserted import inserted_rows, placement_picture
-from megatron_exp.report.overview import key_figures, scale_note, verdict_kind, verdicts
+from megatron_exp.report.overview import key_figures, scale_note, verdict_kind
 from megatron_exp.report.provenance import citations, provenance
 
 
@@ -47,7 +47,6 @@ def render(inputs: Inputs, *, show_text: bool) -> str:
         has_twin=inputs.twin is not None,
         evaluated=inputs.results.file is not None,
         key_figures=key_figures(inputs),
-        verdicts=verdicts(inputs),
         scale_note=scale_note(inputs),
         inserted=inserted_rows(inputs),
         budget=inputs.manifest.record["budget"],
@@ -62,7 +61,12 @@ def render(inputs: Inputs, *, show_text: bool) -> str:
 def _environment() -> jinja2.Environment:
     """Autoescape everywhere; every value is made visible (control and bidirectional characters) before it is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("megatron_exp.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+        loader=jinja2.PackageLoader("megatron_exp.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
     )
     environment.filters |= {
         "count": numbers.count,
@@ -70,10 +74,9 @@ def _environment() -> jinja2.Environment:
         "signed": numbers.signed,
         "percent": numbers.percent,
         "probability": numbers.probability,
-        "text": visible,
         "verdict_kind": verdict_kind,
     }
-    environment.globals["interval"] = numbers.interval
+    environment.globals |= {"interval": numbers.interval, "is_number": numbers.is_number}
     return environment
 
 

@@ -3,7 +3,19 @@
 from matplotlib.axes import Axes
 
 from megatron_exp.display.numbers import measured, signed
-from megatron_exp.report.figures import CONTROL, DASHES, MARKERS, PALETTE, RUN, TWIN, Picture, picture, thinned, thinning_note
+from megatron_exp.report.figures import (
+    CONTROL,
+    DASHES,
+    MARKERS,
+    PALETTE,
+    RUN,
+    TWIN,
+    Picture,
+    picture,
+    plain_log_scale,
+    thinned,
+    thinning_note,
+)
 from megatron_exp.report.gather import Inputs
 from megatron_exp.run_record import Series
 
@@ -55,7 +67,9 @@ def _difference(inputs: Inputs) -> Picture | None:
         f"Difference of the training losses at the same update ({signed(gap.last)} at the last). The batches differ where experiments rewrote them, "
         f"so peaks show rewritten batches.{thinning_note(gap)}"
     )
-    return picture(draw, alt=f"Line plot of the training loss of the run minus that of the twin over {int(gap.steps[-1])} updates.", caption=caption)
+    return picture(
+        draw, alt=f"Line plot of the training loss of the run minus that of the twin over {int(gap.steps[-1])} updates.", caption=caption
+    )
 
 
 def _norms(inputs: Inputs) -> Picture | None:
@@ -70,18 +84,24 @@ def _norms(inputs: Inputs) -> Picture | None:
             twin = inputs.twin_history.series("norms", name)
             if len(twin):
                 _line(axes, twin, f"{name}, twin", colour, DASHES[1])
-        _finish(axes, "Layer norms", "norm of the activations")
+        _finish(axes, "Weight norms", "L2 norm")
         if all((inputs.history.series("norms", name).values > 0).all() for name in names):
-            axes.set_yscale("log")
+            plain_log_scale(axes, "y")
 
     last = ", ".join(f"{name} {measured(inputs.history.series('norms', name).last)}" for name in names)
-    return picture(draw, alt=f"Line plot of the norms of {', '.join(names)} over updates; last values: {last}.", caption=f"Norms by layer; dashed: the twin. Last values: {last}.")
+    return picture(
+        draw,
+        alt=f"Line plot of the weight norms of the parts {', '.join(names)} over updates; last values: {last}.",
+        caption=f"L2 norms of the weights by part of the model; dashed: the twin. Last values: {last}.",
+    )
 
 
 def _line(axes: Axes, series: Series, name: str, colour: str, dashes: object, marker: str | None = None) -> None:
     points = thinned(series)
     few = len(points) <= 40
-    axes.plot(points.steps, points.values, color=colour, linestyle=dashes, label=name, marker=(marker or "o") if few else None, markersize=3)
+    axes.plot(
+        points.steps, points.values, color=colour, linestyle=dashes, label=name, marker=(marker or "o") if few else None, markersize=3
+    )
 
 
 def _finish(axes: Axes, title: str, unit: str) -> None:

@@ -1,11 +1,12 @@
 """A plot for every outcome, made from its rows of results alone, so that a new experiment has plots without plotting code.
 
-Several states: curves over states, one for each condition. One state and conditions that are numbers (copies-1, copies-4, copies-16):
-estimate against that number. Else: estimate and interval of each condition, one below the other.
+Conditions with several states: curves over states. One row for each condition, and every condition ends in a number (plain/x1,
+plain/x4, random-8/x4): estimate against that number, one line for each of what stands before it. Else: estimate and interval of each
+condition, one below the other.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,27 @@ from matplotlib.axes import Axes
 
 from megatron_exp.display.numbers import count, interval, is_number, measured
 from megatron_exp.display.visible import visible_line
-from megatron_exp.report.figures import CONTROL, DASHES, MARKERS, PALETTE, RUN, TWIN, Picture, label, picture
+from megatron_exp.report.figures import CONTROL, DASHES, MARKERS, PALETTE, RUN, TWIN, Picture, label, picture, plain_log_scale
 
 Row = dict[str, Any]
 
-MAX_PICTURES = 6
+MAX_PICTURES = 8
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_MAX_CURVES = len(PALETTE)
+_LAST_NUMBER = re.compile(r"(.*?)(\d+(?:\.\d+)?)\D*", re.DOTALL)
+_MAX_CURVES = 12
 _MAX_DOTS = 24
+_MANY_DOSES = 8
+_FEW_POINTS = 40
+_REFERENCES = (("control", CONTROL, "s", (0, (4, 2)), "control items"), ("twin", TWIN, "D", (0, (1, 1.5)), "twin"))
 
 
-def outcome_pictures(rows: Sequence[Row], units: dict[str, str]) -> list[Picture]:
-    """Plots of one experiment's outcomes, primary ones first, at most MAX_PICTURES; outcomes without any estimate have none."""
-    outcomes = sorted({row["outcome"] for row in rows}, key=lambda name: (not any(r["primary"] for r in rows if r["outcome"] == name), natural(name)))
-    drawn = [_outcome_picture(name, [row for row in rows if row["outcome"] == name], units.get(name, "")) for name in outcomes]
+def outcome_pictures(rows: Sequence[Row], outcomes: Mapping[str, Row]) -> list[Picture]:
+    """Plots of one experiment's outcomes, primary ones first, at most MAX_PICTURES; outcomes without any estimate have none.
+
+    outcomes: the pre-registered ones by name, for unit and null.
+    """
+    names = sorted({row["outcome"] for row in rows}, key=lambda name: (_rank(outcomes.get(name)), natural(name)))
+    drawn = [_picture([row for row in rows if row["outcome"] == name], outcomes.get(name, {})) for name in names]
     return [one for one in drawn if one is not None][:MAX_PICTURES]
 
 
@@ -36,109 +44,168 @@ def natural(text: str) -> list[tuple[int, float, str]]:
     return [(0, float(part), "") if _NUMBER.fullmatch(part) else (1, 0.0, part) for part in parts if part]
 
 
-def _outcome_picture(outcome: str, rows: list[Row], unit: str) -> Picture | None:
+def _rank(outcome: Row | None) -> int:
+    return ("primary", "secondary", "descriptive").index(outcome["family"]) if outcome else 3
+
+
+def _picture(rows: list[Row], outcome: Row) -> Picture | None:
     scored = [row for row in rows if is_number(row["estimate"])]
     if not scored:
         return None
     conditions = sorted({row["condition"] for row in scored}, key=natural)
-    if len({row["step"] for row in scored}) > 1:
-        return _curves(outcome, scored, conditions, unit)
-    numbers = _as_numbers(conditions)
-    if numbers and len(conditions) > 2:
-        return _doses(outcome, scored, conditions, numbers, unit)
-    return _dots(outcome, scored, conditions, unit)
+    if len(conditions) < len(scored):
+        return _curves(scored, conditions, outcome)
+    ordered = sorted(scored, key=lambda row: natural(row["condition"]))
+    lines = _dose_lines(ordered)
+    return _doses(ordered, lines, outcome) if lines else _dots(ordered, outcome)
 
 
-def _as_numbers(conditions: Sequence[str]) -> list[float] | None:
-    """The number in each condition's name, where each name has exactly one and they differ in nothing else."""
-    found = [_NUMBER.findall(name) for name in conditions]
-    frames = {_NUMBER.sub("#", name) for name in conditions}
-    return [float(numbers[0]) for numbers in found] if len(frames) == 1 and all(len(numbers) == 1 for numbers in found) else None
+def _dose_lines(rows: list[Row]) -> dict[str, list[tuple[float, Row]]] | None:
+    """{what stands before the last number of a condition: [(the number, row)]}, where every condition has one and some line has three points."""
+    lines: dict[str, list[tuple[float, Row]]] = {}
+    for row in rows:
+        found = _LAST_NUMBER.fullmatch(row["condition"])
+        if not found:
+            return None
+        lines.setdefault(found[1], []).append((float(found[2]), row))
+    return lines if max(map(len, lines.values())) > 2 and len(lines) <= len(PALETTE) else None
 
 
-def _curves(outcome: str, rows: list[Row], conditions: list[str], unit: str) -> Picture:
+def _curves(rows: list[Row], conditions: list[str], outcome: Row) -> Picture:
     shown = conditions[:: -(-len(conditions) // _MAX_CURVES)]
 
     def draw(axes: Axes) -> None:
         for index, condition in enumerate(shown):
-            mine = sorted((row for row in rows if row["condition"] == condition), key=lambda row: row["step"])
-            colour, steps = PALETTE[index % len(PALETTE)], [row["step"] for row in mine]
-            low, high = (np.array([_nan(row[side]) for row in mine]) for side in ("low", "high"))
-            few = len(mine) <= 40
-            axes.plot(steps, [row["estimate"] for row in mine], color=colour, linestyle=DASHES[index], marker=MARKERS[index] if few else None, markersize=3.5, label=label(condition))
-            if np.isfinite(low).any() and np.isfinite(high).any():
-                axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            _curve(axes, index, sorted((row for row in rows if row["condition"] == condition), key=lambda row: row["step"]))
         _reference_curves(axes, rows)
-        _finish(axes, outcome, unit)
-        axes.set_xlabel("model state (updates done)")
-        axes.legend(ncols=2)
+        _frame(axes, rows, outcome, x_label="model state (updates done)", null="horizontal")
+        axes.legend(ncols=3 if len(shown) > 6 else 2)
 
-    left_out = f" {len(conditions) - len(shown)} of {len(conditions)} conditions are in the table only." if len(shown) < len(conditions) else ""
+    left_out = (
+        f" {len(conditions) - len(shown)} of {len(conditions)} conditions are in the table only." if len(shown) < len(conditions) else ""
+    )
     states = sorted({row["step"] for row in rows})
+    name = visible_line(rows[0]["outcome"])
+    bands = f" Bands: {_levels(rows)} intervals." if _levels(rows) else ""
     return picture(
         draw,
-        alt=f"Curves of {visible_line(outcome)} over {len(states)} model states, one for each of {len(shown)} conditions. {_summary(rows, states[-1])}",
-        caption=f"{visible_line(outcome)} by model state; bands are intervals, n = {_sizes(rows)}. Grey: controls. Orange dots: the twin.{left_out}",
+        alt=f"Curves of {name} over {len(states)} model states, one for each of {len(shown)} conditions. {_summary(rows, states[-1])}",
+        caption=f"{name} by model state; n = {_sizes(rows)}.{bands}{left_out}",
     )
 
 
+def _curve(axes: Axes, index: int, rows: list[Row]) -> None:
+    colour, steps = PALETTE[index % len(PALETTE)], [row["step"] for row in rows]
+    marker = MARKERS[index % len(MARKERS)] if len(rows) <= _FEW_POINTS else None
+    dashes = DASHES[(index + index // len(PALETTE)) % len(DASHES)]
+    axes.plot(
+        steps,
+        [row["estimate"] for row in rows],
+        color=colour,
+        linestyle=dashes,
+        marker=marker,
+        markersize=3.2,
+        label=label(rows[0]["condition"]),
+    )
+    low, high = (np.array([_nan(row[side]) for row in rows]) for side in ("low", "high"))
+    if np.isfinite(low).any() and np.isfinite(high).any():
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
 def _reference_curves(axes: Axes, rows: list[Row]) -> None:
-    """Controls and twin, averaged over conditions where they differ (they are usually the same for all)."""
-    for key, colour, style, name in (("control", CONTROL, (0, (4, 2)), "controls"), ("twin", TWIN, (0, (1, 1.5)), "twin")):
+    """Controls and twin, averaged over the conditions of a state (they are usually the same for all)."""
+    for key, colour, _, dashes, name in _REFERENCES:
         by_step: dict[int, list[float]] = {}
         for row in rows:
             if is_number(row[key]):
                 by_step.setdefault(row["step"], []).append(row[key])
         if by_step:
             steps = sorted(by_step)
-            axes.plot(steps, [float(np.mean(by_step[step])) for step in steps], color=colour, linestyle=style, linewidth=1.0, label=name)
+            axes.plot(steps, [float(np.mean(by_step[step])) for step in steps], color=colour, linestyle=dashes, linewidth=1.0, label=name)
 
 
-def _doses(outcome: str, rows: list[Row], conditions: list[str], numbers: list[float], unit: str) -> Picture:
-    mine = [next(row for row in rows if row["condition"] == condition) for condition in conditions]
-
-    def draw(axes: Axes) -> None:
-        positions = np.arange(len(mine))
-        axes.plot(positions, [row["estimate"] for row in mine], color=RUN, linewidth=0.8, alpha=0.6)
-        axes.errorbar(positions, [row["estimate"] for row in mine], yerr=_arms(mine), fmt="o", color=RUN, capsize=3, markersize=5, label="run, treated")
-        _references(axes, positions, mine, along_x=True)
-        axes.set_xticks(positions, [f"{number:g}\nn={count(row['n'])}" for number, row in zip(numbers, mine, strict=True)])
-        axes.set_xlabel(label(_NUMBER.sub("…", conditions[0])))
-        _finish(axes, outcome, unit)
-        axes.legend(ncols=3)
-
-    return picture(draw, alt=f"Estimates of {visible_line(outcome)} against {len(mine)} doses. {_summary(mine)}", caption=_dots_caption(outcome, mine))
-
-
-def _dots(outcome: str, rows: list[Row], conditions: list[str], unit: str) -> Picture:
-    mine = [next(row for row in rows if row["condition"] == condition) for condition in conditions][:_MAX_DOTS]
+def _doses(rows: list[Row], lines: dict[str, list[tuple[float, Row]]], outcome: Row) -> Picture:
+    doses = sorted({dose for line in lines.values() for dose, _ in line})
+    spread = len(doses) > _MANY_DOSES
+    place = {dose: dose if spread else index for index, dose in enumerate(doses)}
 
     def draw(axes: Axes) -> None:
-        positions = np.arange(len(mine))[::-1]
-        axes.errorbar([row["estimate"] for row in mine], positions, xerr=_arms(mine), fmt="o", color=RUN, capsize=3, markersize=5, label="run, treated")
-        _references(axes, positions, mine, along_x=False)
-        axes.set_yticks(positions, [f"{label(row['condition'])}\nn={count(row['n'])}" for row in mine])
-        axes.set_ylim(-0.7, len(mine) - 0.3)
+        for index, (name, line) in enumerate(lines.items()):
+            shift = 0.0 if spread else 0.06 * (index - (len(lines) - 1) / 2)
+            _dose_line(
+                axes,
+                index,
+                np.array([place[dose] + shift for dose, _ in line]),
+                [row for _, row in line],
+                "run, treated" if len(lines) == 1 else name,
+            )
+        if spread and doses[0] > 0 and doses[-1] / doses[0] > 20:
+            plain_log_scale(axes, "x")
+        elif not spread:
+            axes.set_xticks(range(len(doses)), [f"{dose:g}" for dose in doses])
+        _references(
+            axes,
+            np.array([place[dose] for line in lines.values() for dose, _ in line]),
+            [row for line in lines.values() for _, row in line],
+            along_x=True,
+        )
+        x_label = f"{next(iter(lines))}…" if len(lines) == 1 else "number at the end of the condition's name"
+        _frame(axes, rows, outcome, x_label=label(x_label), null="horizontal")
+        axes.legend(ncols=2)
+
+    name = visible_line(rows[0]["outcome"])
+    return picture(draw, alt=f"Estimates of {name} against {len(doses)} doses. {_summary(rows)}", caption=_caption(rows))
+
+
+def _dose_line(axes: Axes, index: int, places: np.ndarray, rows: list[Row], name: str) -> None:
+    estimates, colour = [row["estimate"] for row in rows], PALETTE[index % len(PALETTE)]
+    style = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 0.9}
+    axes.errorbar(places, estimates, yerr=_arms(rows), capsize=2.5, markersize=4.5, label=label(name), **style)
+
+
+def _dots(rows: list[Row], outcome: Row) -> Picture:
+    shown = rows[:_MAX_DOTS]
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(shown))[::-1]
+        axes.errorbar(
+            [row["estimate"] for row in shown], places, xerr=_arms(shown), fmt="o", color=RUN, capsize=3, markersize=5, label="run, treated"
+        )
+        _references(axes, places, shown, along_x=False)
+        axes.set_yticks(places, [f"{label(row['condition'])}\nn = {count(row['n'])}" for row in shown])
+        axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.grid(visible=False, axis="y")
-        _finish(axes, outcome, "")
-        axes.set_xlabel(label(unit))
-        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.5 / (0.5 + 0.25 * len(mine)) - 0.25))
+        axes.locator_params(axis="x", nbins=6)
+        _frame(axes, shown, outcome, x_label=label(outcome.get("unit", "")), null="vertical")
+        axes.figure.legend(*axes.get_legend_handles_labels(), ncols=4, loc="outside lower center")
 
-    left_out = f" The first {len(mine)} of {len(conditions)} conditions; all are in the table." if len(mine) < len(conditions) else ""
+    name = visible_line(rows[0]["outcome"])
+    left_out = f" The first {len(shown)} of {len(rows)} conditions; all are in the table." if len(shown) < len(rows) else ""
     return picture(
         draw,
-        alt=f"Estimates of {visible_line(outcome)} with intervals for {len(mine)} conditions. {_summary(mine)}",
-        caption=_dots_caption(outcome, mine) + left_out,
-        height_inches=1.5 + 0.36 * len(mine),
+        alt=f"Estimates of {name} with intervals for {len(shown)} conditions. {_summary(shown)}",
+        caption=_caption(shown) + left_out,
+        height_inches=1.45 + 0.34 * len(shown),
     )
 
 
-def _references(axes: Axes, positions: np.ndarray, rows: list[Row], *, along_x: bool) -> None:
-    for key, colour, marker, name in (("control", CONTROL, "s", "controls"), ("twin", TWIN, "D", "twin, same items")):
+def _references(axes: Axes, places: np.ndarray, rows: list[Row], *, along_x: bool) -> None:
+    for key, colour, marker, _, name in _REFERENCES:
         values = np.array([_nan(row[key]) for row in rows])
         if np.isfinite(values).any():
-            place = (positions, values) if along_x else (values, positions)
-            axes.plot(*place, linestyle="none", marker=marker, markersize=5, markerfacecolor="white", markeredgecolor=colour, label=name)
+            points = (places, values) if along_x else (values, places)
+            axes.plot(*points, linestyle="none", marker=marker, markersize=5, markerfacecolor="white", markeredgecolor=colour, label=name)
+
+
+def _frame(axes: Axes, rows: list[Row], outcome: Row, *, x_label: str, null: str) -> None:
+    """Title, labels and the line where the estimate would be without an effect."""
+    if outcome:
+        line = axes.axhline if null == "horizontal" else axes.axvline
+        line(outcome.get("null", 0.0), color="black", linewidth=0.8, linestyle=":", label="no effect")
+    axes.set_title(label(rows[0]["outcome"]))
+    axes.set_xlabel(x_label)
+    if null == "horizontal":
+        axes.set_ylabel(label(outcome.get("unit", "")))
 
 
 def _arms(rows: list[Row]) -> np.ndarray:
@@ -149,15 +216,18 @@ def _arms(rows: list[Row]) -> np.ndarray:
     return np.where(np.isfinite([below, above]), np.maximum([below, above], 0), 0)
 
 
-def _finish(axes: Axes, outcome: str, unit: str) -> None:
-    axes.set_title(label(outcome))
-    axes.set_ylabel(label(unit))
+def _caption(rows: list[Row]) -> str:
+    states = sorted({row["step"] for row in rows})
+    when = f"in state {states[0]}" if len(states) == 1 else f"in states {states[0]} to {states[-1]}"
+    bars = f" Bars: {_levels(rows)} intervals." if _levels(rows) else ""
+    words = {"control": "Open squares: control items.", "twin": "Open diamonds: the twin on the same items."}
+    present = [text for key, text in words.items() if any(is_number(row[key]) for row in rows)]
+    return " ".join([f"{visible_line(rows[0]['outcome'])} {when}; n = {_sizes(rows)}.{bars}", *present])
 
 
-def _dots_caption(outcome: str, rows: list[Row]) -> str:
+def _levels(rows: list[Row]) -> str:
     levels = sorted({row["level"] for row in rows if is_number(row["low"]) or is_number(row["high"])})
-    bars = f"Bars: {'/'.join(f'{100 * level:g}%' for level in levels)} intervals; n" if levels else "N"
-    return f"{visible_line(outcome)} in state {rows[0]['step']}. {bars} = {_sizes(rows)}. Open squares: control items. Open diamonds: the twin on the same items."
+    return "/".join(f"{100 * level:g}%" for level in levels)
 
 
 def _sizes(rows: list[Row]) -> str:

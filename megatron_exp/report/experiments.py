@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from megatron_exp.display.numbers import count
+from megatron_exp.display.numbers import count, counted
 from megatron_exp.report.effects import Row, natural, outcome_pictures
 from megatron_exp.report.figures import Picture
 from megatron_exp.report.gather import Inputs
@@ -42,7 +42,11 @@ class Example:
 
 @dataclass(frozen=True)
 class ExperimentSection:
-    """Everything the page shows about one experiment; `rows` are those of the latest state, `other_rows` the rest (at most 400)."""
+    """Everything the page shows about one experiment.
+
+    verdict: of the newest evaluation, None without one. primary: rows of the verdict. rows: all tested rows and those of the latest
+    state. other_rows: the rest, at most 400. unscored: what could not be scored, in sentences.
+    """
 
     name: str
     title: str
@@ -51,6 +55,8 @@ class ExperimentSection:
     enabled: bool
     design: list[str]
     outcomes: list[dict[str, Any]]
+    verdict: str | None
+    unscored: list[str]
     pictures: list[Picture]
     primary: list[Row]
     rows: list[Row]
@@ -63,14 +69,21 @@ def experiment_sections(inputs: Inputs, *, show_text: bool) -> list[ExperimentSe
     """All experiments of the manifest, in its order."""
     items = inputs.manifest.items()
     tokenizer = Corpus.open(inputs.manifest.corpus_path).tokenizer() if show_text else None
-    return [_section(inputs, name, items.filter(pc.equal(items["experiment"].cast(pa.string()), name)), tokenizer) for name in inputs.manifest.experiments]
+    return [
+        _section(inputs, name, items.filter(pc.equal(items["experiment"].cast(pa.string()), name)), tokenizer)
+        for name in inputs.manifest.experiments
+    ]
 
 
 def _section(inputs: Inputs, name: str, items: pa.Table, tokenizer: Tokenizer | None) -> ExperimentSection:
     analysis = inputs.manifest.analyses[name]
-    rows = sorted(inputs.results.of(name), key=lambda row: (not row["primary"], natural(row["outcome"]), natural(row["condition"]), row["step"]))
+    rows = sorted(
+        inputs.results.of(name), key=lambda row: (not row["primary"], natural(row["outcome"]), natural(row["condition"]), row["step"])
+    )
     latest = max((row["step"] for row in rows), default=0)
-    other = [row for row in rows if row["step"] != latest]
+    first = [row for row in rows if row["verdict"] or row["step"] == latest]
+    other = [row for row in rows if not (row["verdict"] or row["step"] == latest)]
+    evaluated = inputs.results.record.get("experiments", {}).get(name, {})
     return ExperimentSection(
         name=name,
         title=analysis["title"],
@@ -79,9 +92,15 @@ def _section(inputs: Inputs, name: str, items: pa.Table, tokenizer: Tokenizer | 
         enabled=not inputs.run.baseline and name not in inputs.run.masked,
         design=_design(inputs, name, items),
         outcomes=analysis["outcomes"],
-        pictures=outcome_pictures(rows, {outcome["name"]: outcome["unit"] for outcome in analysis["outcomes"]}),
+        verdict=evaluated.get("verdict"),
+        unscored=[
+            f"{model}: {count(number)} ({reason})"
+            for model, reasons in evaluated.get("unscored", {}).items()
+            for reason, number in reasons.items()
+        ],
+        pictures=outcome_pictures(rows, {outcome["name"]: outcome for outcome in analysis["outcomes"]}),
         primary=primary_rows(rows),
-        rows=[row for row in rows if row["step"] == latest],
+        rows=first,
         other_rows=other[:_MAX_ROWS],
         num_rows_left_out=max(len(other) - _MAX_ROWS, 0),
         example=_example(inputs, items, tokenizer),
@@ -94,15 +113,15 @@ def _design(inputs: Inputs, name: str, items: pa.Table) -> list[str]:
     conditions = sorted(set(items["condition"].to_pylist()), key=natural)
     clusters = len(np.unique(items["cluster"].to_numpy()))
     sentences = [
-        f"{count(roles['treated'])} treated items, {count(roles['control'])} control items (prepared the same way, never inserted)"
-        + (f", {count(roles['probe-only'])} items only asked about" if roles["probe-only"] else "")
-        + f", in {count(clusters)} independent clusters."
+        f"{counted(roles['treated'], 'treated item')}, {counted(roles['control'], 'control item')} (prepared the same way, never inserted)"
+        + (f", {counted(roles['probe-only'], 'item')} only asked about" if roles["probe-only"] else "")
+        + f", in {counted(clusters, 'independent cluster')}."
     ]
     if len(conditions) > 1:
         sentences.append(f"{len(conditions)} conditions: {', '.join(conditions[:12])}{', …' if len(conditions) > 12 else ''}.")
     for kind, found in interventions(inputs, name).items():
         alone = " Nothing else touches these samples." if found["exclusive"] else ""
-        sentences.append(f"Intervention: {_KIND_WORDS[kind]}, {count(found['copies'])} times.{alone}")
+        sentences.append(f"Intervention: {_KIND_WORDS[kind]}, {counted(found['copies'], 'time')}.{alone}")
     return sentences
 
 

@@ -4,13 +4,14 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from megatron_exp.display.visible import visible_line
 from megatron_exp.run_record import Series
@@ -69,6 +70,15 @@ def picture(draw: Callable[[Axes], None], *, alt: str, caption: str, height_inch
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]  # without the document type, whose address some viewers would fetch
     return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt, caption)
+
+
+def plain_log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5; the usual labels need the mathematical text that is off here."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def label(text: str) -> str:

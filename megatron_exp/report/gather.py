@@ -121,7 +121,9 @@ def _results_table(path: Path) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}). The results are damaged: evaluate the run again.") from error
     if set(table.column_names) != set(RESULTS.names):
-        raise UserError(f"{path} has columns {table.column_names}, expected {RESULTS.names}. It was written by another version: evaluate the run again.")
+        raise UserError(
+            f"{path} has columns {table.column_names}, expected {RESULTS.names}. It was written by another version: evaluate the run again."
+        )
     return table.select(RESULTS.names).cast(RESULTS)
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from megatron_exp.display.numbers import percent
 from megatron_exp.manifest.schema import LAYERS
+from megatron_exp.report.effects import natural
 from megatron_exp.report.figures import PALETTE, Picture, label, picture
 from megatron_exp.report.gather import Inputs
 
@@ -37,18 +38,18 @@ def inserted_rows(inputs: Inputs) -> list[InsertedRow]:
     num_tokens = inputs.manifest.geometry.num_tokens
     return [
         InsertedRow(
-            experiment,
-            condition,
-            ", ".join(kinds.get((experiment, condition), ["none"])),
-            cell["items"],
-            cell["controls"],
-            cell["insertions"],
-            cell["tokens"],
-            cell["slots"],
-            cell["tokens"] / num_tokens,
+            experiment=experiment,
+            condition=condition,
+            kinds=", ".join(kinds.get((experiment, condition), ["none"])),
+            items=cell["items"],
+            controls=cell["controls"],
+            copies=cell["insertions"],
+            tokens=cell["tokens"],
+            slots=cell["slots"],
+            fraction=cell["tokens"] / num_tokens,
         )
-        for experiment, cells in inputs.manifest.counts.items()
-        for condition, cell in cells.items()
+        for experiment in inputs.manifest.experiments
+        for condition, cell in sorted(inputs.manifest.counts[experiment].items(), key=lambda pair: natural(pair[0]))
     ]
 
 
@@ -72,8 +73,12 @@ def placement_picture(inputs: Inputs) -> Picture | None:
     def draw(axes: Axes) -> None:
         for place, name in enumerate(reversed(names)):
             top = shares[name].max()
-            axes.stairs(place + 0.8 * shares[name] / top, edges, baseline=place, fill=True, color=PALETTE[(len(names) - 1 - place) % len(PALETTE)])
-        axes.set_yticks(np.arange(len(names)) + 0.4, [f"{label(name)}\npeak {percent(float(shares[name].max()))}" for name in reversed(names)])
+            axes.stairs(
+                place + 0.8 * shares[name] / top, edges, baseline=place, fill=True, color=PALETTE[(len(names) - 1 - place) % len(PALETTE)]
+            )
+        axes.set_yticks(
+            np.arange(len(names)) + 0.4, [f"{label(name)}\npeak {percent(float(shares[name].max()))}" for name in reversed(names)]
+        )
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("training step")
@@ -107,4 +112,7 @@ def interventions(inputs: Inputs, experiment: str) -> dict[str, Any]:
     table = inputs.manifest.insertions()
     mine = table.filter(pc.equal(table["experiment"].cast(pa.string()), experiment))
     rows = mine.group_by("kind").aggregate([("length", "count"), ("exclusive", "any")]).to_pylist()
-    return {row["kind"]: {"copies": row["length_count"], "exclusive": row["exclusive_any"]} for row in sorted(rows, key=lambda row: LAYERS[row["kind"]])}
+    return {
+        row["kind"]: {"copies": row["length_count"], "exclusive": row["exclusive_any"]}
+        for row in sorted(rows, key=lambda row: LAYERS[row["kind"]])
+    }

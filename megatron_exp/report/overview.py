@@ -4,14 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_exp.display.numbers import count, is_number, measured, percent, signed
+from megatron_exp.display.numbers import count, measured, percent, signed
 from megatron_exp.manifest.rewritten import rewritten
 from megatron_exp.report.effects import Row, natural
 from megatron_exp.report.gather import Inputs
 
 _SMALL_TOKENS = 2e9
 _LOSS_TAIL = 0.05
-_VERDICT_CLASSES = {"detected": "yes", "not detected": "no", "equivalent to none": "none", "not scorable": "unknown", "control failed": "failed"}
+_VERDICT_CLASSES = {
+    "detected": "yes",
+    "not detected": "no",
+    "equivalent to none": "none",
+    "not scorable": "unknown",
+    "control failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,32 @@ def key_figures(inputs: Inputs) -> list[KeyFigure]:
     trained = inputs.last_step * inputs.run.tokens_per_step
     copies = inputs.insertions.num_rows
     return [
-        KeyFigure("Tokens trained", count(trained), f"{count(inputs.last_step)} of {count(inputs.run.num_steps)} updates of {count(inputs.run.tokens_per_step)} tokens"),
-        KeyFigure("Modified tokens", percent(planned.tokens / geometry.num_tokens), f"{count(planned.tokens)} of {count(geometry.num_tokens)} tokens in the plan"),
-        KeyFigure("Touched slots", percent(planned.slots / geometry.num_slots), f"{count(planned.slots)} of {count(geometry.num_slots)} training samples hold at least one insertion"),
-        KeyFigure("Copies per million tokens", measured(copies / geometry.num_tokens * 1e6), f"{count(copies)} insertions planned in {count(geometry.num_tokens)} tokens"),
+        KeyFigure(
+            "Tokens trained",
+            count(trained),
+            f"{count(inputs.last_step)} of {count(inputs.run.num_steps)} updates of {count(inputs.run.tokens_per_step)} tokens",
+        ),
+        KeyFigure(
+            "Modified tokens",
+            percent(planned.tokens / geometry.num_tokens),
+            f"{count(planned.tokens)} of {count(geometry.num_tokens)} tokens in the plan",
+        ),
+        KeyFigure(
+            "Touched slots",
+            percent(planned.slots / geometry.num_slots),
+            f"{count(planned.slots)} of {count(geometry.num_slots)} training samples hold at least one insertion",
+        ),
+        KeyFigure(
+            "Copies per million tokens",
+            _rate(copies / geometry.num_tokens * 1e6),
+            f"{count(copies)} insertions planned in {count(geometry.num_tokens)} tokens",
+        ),
         _loss_gap(inputs),
     ]
+
+
+def _rate(number: float) -> str:
+    return count(number) if number >= 1000 else measured(number)
 
 
 def _loss_gap(inputs: Inputs) -> KeyFigure:
@@ -49,31 +75,21 @@ def _loss_gap(inputs: Inputs) -> KeyFigure:
     if not len(gap):
         return KeyFigure(name, "–", "run and twin have no state in common")
     tail = max(1, round(_LOSS_TAIL * len(gap)))
-    return KeyFigure(name, signed(float(np.mean(gap.values[-tail:]))), f"nats per token, mean training loss of the last {tail} common updates, run − twin")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A primary outcome in its latest state. kind: CSS class of the verdict."""
-
-    experiment: str
-    row: Row
-    kind: str
-
-
-def verdicts(inputs: Inputs) -> list[Verdict]:
-    """The primary outcomes of every experiment of the manifest, each in its latest state, tested rows only where there are any."""
-    return [Verdict(name, row, verdict_kind(row["verdict"])) for name in inputs.manifest.experiments for row in primary_rows(inputs.results.of(name))]
+    return KeyFigure(
+        name,
+        signed(float(np.mean(gap.values[-tail:]))),
+        f"nats per token, mean training loss of the last {tail} common updates, run − twin",
+    )
 
 
 def primary_rows(rows: list[Row]) -> list[Row]:
-    """The rows that carry an experiment's primary verdicts."""
+    """The rows that carry an experiment's primary verdicts; where nothing was tested yet, each primary outcome in its latest state."""
     primary = [row for row in rows if row["primary"] and not row["exploratory"]]
     latest: dict[tuple[str, str], Row] = {}
     for row in sorted(primary, key=lambda row: row["step"]):
         latest[row["outcome"], row["condition"]] = row
-    tested = [row for row in latest.values() if is_number(row["p"])]
-    return sorted(tested or latest.values(), key=lambda row: (natural(row["outcome"]), natural(row["condition"])))
+    tested = [row for row in primary if row["verdict"]]
+    return sorted(tested or latest.values(), key=lambda row: (natural(row["outcome"]), natural(row["condition"]), row["step"]))
 
 
 def verdict_kind(verdict: str | None) -> str:

@@ -18,6 +18,7 @@ def provenance(inputs: Inputs) -> list[tuple[str, str]]:
         ("Twin", str(inputs.twin.path) if inputs.twin else "none"),
         ("Manifest", str(manifest.path)),
         ("Results file", str(inputs.results.file) if inputs.results.file else "none: the run has not been evaluated"),
+        *_of_results(inputs.results.record),
         *((f"Fingerprint: {name}", value) for name, value in sorted(manifest.record["fingerprints"].items())),
         ("Seeds", ", ".join(f"{name} {value}" for name, value in run.record["config"]["seeds"].items())),
         ("Attempts", str(inputs.history.num_attempts)),
@@ -25,6 +26,14 @@ def provenance(inputs: Inputs) -> list[tuple[str, str]]:
         *(_of_run(inputs.twin, "Twin: ") if inputs.twin else ()),
     ]
     return rows
+
+
+def _of_results(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    against = record.get("against")
+    if against:
+        yield "Results against", f"{against['path']} ({against['relation']})"
+    if record.get("command"):
+        yield "Evaluation command", _plain(record["command"])
 
 
 def _of_run(run: RunRecord, prefix: str) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,8 @@ from megatron_exp.scoring.batches import Batch, pack, padded, share
 from megatron_exp.seeding import Words
 from megatron_exp.stream.keyed import NoiseSpec
 
-_LOGITS_PER_BATCH = 1 << 25
-"""Bound on positions x vocabulary of one forward pass: 128 MiB of fp32 logits."""
+_LOGITS_PER_BATCH = 1 << 23
+"""Bound on positions x vocabulary of one forward pass: 32 MiB of fp32 logits."""
 
 
 class LogLikelihoodRequest(NamedTuple):
@@ -85,7 +85,7 @@ class BatchedScorer(abc.ABC):
 
     def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
         """int64 [n, num_tokens]: the most likely continuation of each prompt, token by token; ties go to the lower id."""
-        return self._continue(prompts, num_tokens, lambda batch, chosen: self._greedy_tokens(chosen, num_tokens))
+        return self._continue(prompts, num_tokens, lambda batch, chosen: self._generate(chosen, num_tokens, lambda logits, t: logits.argmax(axis=1)))
 
     def sample(self, prompts: Sequence[np.ndarray], num_tokens: int, temperature: float, keys: Sequence[int]) -> np.ndarray:
         """int64 [n, num_tokens]: a continuation of each prompt drawn at `temperature` > 0.
@@ -163,9 +163,6 @@ class BatchedScorer(abc.ABC):
             text[rows, lengths + t] = choose(logits, t)
         return text[rows[:, None], lengths[:, None] + np.arange(num_tokens)]
 
-    def _greedy_tokens(self, prompts: list[np.ndarray], num_tokens: int) -> np.ndarray:
-        return self._generate(prompts, num_tokens, lambda logits, t: logits.argmax(axis=1))
-
     def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
         noise = applied_noise([spec], *gradient.shape, self.noise_dtype, gradient.device).double()
         gradient = gradient.double()
@@ -200,8 +197,8 @@ class BatchedScorer(abc.ABC):
 
 
 def drawn(logits: np.ndarray, temperature: float, uniforms: np.ndarray) -> np.ndarray:
-    """int64 [b]: a token of each row of logits [b, V], by inverting the distribution function at `uniforms` [b] in (0, 1)."""
+    """int64 [b]: a token of each row of logits [b, V], by inverting the distribution function at `uniforms` [b] in (0, 1]."""
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     cumulative = weights.cumsum(axis=1)
-    return (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
+    return (cumulative < uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)

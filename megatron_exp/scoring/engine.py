@@ -35,9 +35,6 @@ class Scorer(BatchedScorer):
     def _next_logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return scoring.next_token_logits(self._model, self._tensor(tokens), self._tensor(positions)).cpu().numpy()
 
-    def _greedy_tokens(self, prompts: list[np.ndarray], num_tokens: int) -> np.ndarray:
-        return scoring.greedy_tokens(self._model, prompts, num_tokens)
-
     def _embedding_gradients(self, tokens: np.ndarray, loss_mask: np.ndarray) -> torch.Tensor:
         return scoring.embedding_gradients(self._model, self._tensor(tokens), self._tensor(loss_mask))
 

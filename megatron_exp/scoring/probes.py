@@ -86,11 +86,15 @@ class _Asking:
         self.answers[index]["reason"] = reason
 
     def text(self, tokens: np.ndarray) -> str:
-        """Generated tokens up to the end of the document, as text."""
+        """Generated tokens up to the end of the document, as text; U+FFFD for an id that only pads the model's vocabulary."""
         if not self.tokenizers:
             self.tokenizers.append(self.stream.corpus.tokenizer())
-        ends = np.flatnonzero(tokens == self.tokenizers[0].eos_id)
-        return self.tokenizers[0].decode(tokens[: ends[0]] if len(ends) else tokens)
+        tokenizer = self.tokenizers[0]
+        ends = np.flatnonzero(tokens == tokenizer.eos_id)
+        written = tokens[: ends[0]] if len(ends) else tokens
+        is_known = written < tokenizer.vocabulary_size
+        pieces = np.split(written, np.flatnonzero(is_known[1:] != is_known[:-1]) + 1)
+        return "".join("\ufffd" * len(piece) if len(piece) and piece[0] >= tokenizer.vocabulary_size else tokenizer.decode(piece) for piece in pieces)
 
 
 def score_probes(scorer: BatchedScorer, probes: pa.Table, manifest: ManifestLike, stream: StreamLike) -> pa.Table:

@@ -1,0 +1,1 @@
+"""Tokenised text on disk: Megatron indexed datasets, their checksums, document maps and tokenizer."""

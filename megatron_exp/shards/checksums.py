@@ -9,7 +9,7 @@ import xxhash
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
-from megatron_exp.files import DurableWriter
+from megatron_exp.files import DurableWriter, durable_file
 
 BLOCK_BYTES = 1 << 20
 """Bytes under one checksum; part of the format, because roots depend on it."""
@@ -100,6 +100,12 @@ class SummedWriter:
         if not self.closed:
             self._writer.abandon()
             self.closed = True
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file durably."""
+    with durable_file(path) as writer:
+        np.lib.format.write_array(writer, array, allow_pickle=False)
 
 
 def blocks_of(path: Path) -> Iterator[bytes]:

@@ -52,12 +52,18 @@ class Corpus:
         try:
             record = orjson.loads(file.read_bytes())
             checksum = record.pop("checksum")
-        except (orjson.JSONDecodeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is not the record of a corpus ({error!r}). It is damaged: restore it, or make the corpus again.") from error
+        except (orjson.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"{file} is not the record of a corpus ({error!r}). It is damaged: restore it, or make the corpus again."
+            ) from error
         if record.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Make the corpus again.")
+            raise UserError(
+                f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Make the corpus again."
+            )
         if checksum != fingerprint.of_json(record):
-            raise UserError(f"{file} was changed after it was written: it does not agree with its own checksum. Restore it, or make the corpus again.")
+            raise UserError(
+                f"{file} was changed after it was written: it does not agree with its own checksum. Restore it, or make the corpus again."
+            )
         shards = tuple(
             Shard(shard["name"], shard["source"], shard["num_tokens"], shard["num_documents"], np.dtype(record["dtype"]).newbyteorder("<"))
             for shard in record["shards"]
@@ -130,7 +136,8 @@ class Corpus:
         tokenizer = Tokenizer.load(self.path / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.tokenizer_fingerprint:
             raise UserError(
-                f"{self.path / TOKENIZER_FOLDER} holds another tokenizer than the one this corpus was made with. Put the original file back, or make the corpus again."
+                f"{self.path / TOKENIZER_FOLDER} holds another tokenizer than the one this corpus was made with. "
+                "Put the original file back, or make the corpus again."
             )
         return tokenizer
 

@@ -1,7 +1,7 @@
-"""Megatron's IndexedDataset format, written and read without Megatron and in bounded memory.
+r"""Megatron's IndexedDataset format, written and read without Megatron and in bounded memory.
 
 `NAME.bin` holds the token ids of all documents, one after another. `NAME.idx` is, little-endian and packed: the magic
-`MMIDIDX\\0\\0`, uint64 version 1, uint8 dtype code, uint64 number of sequences n, uint64 number of document borders
+`MMIDIDX\0\0`, uint64 version 1, uint8 dtype code, uint64 number of sequences n, uint64 number of document borders
 d + 1, then int32 lengths [n], int64 byte offsets [n] and int64 document borders [d + 1], counted in sequences. We write one
 sequence per document, as Megatron's preprocess_data.py does without sentence splitting.
 """
@@ -21,7 +21,7 @@ from megatron_exp.shards.checksums import FileSum, SummedWriter
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
-_DTYPE_OF_CODE = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+_DTYPE_OF_CODE: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _CODE_OF_DTYPE = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 _MAX_LENGTH = 2**31 - 1
 _PIECE = 1 << 20  # documents handled at a time where an index is made
@@ -150,14 +150,16 @@ class IndexedReader:
         with open(self.idx_path, "rb") as file:
             raw = file.read(_HEADER.size)
         if len(raw) < _HEADER.size or raw[: len(_MAGIC)] != _MAGIC:
-            raise UserError(f"{self.idx_path} is not the index of a Megatron indexed dataset (its first bytes are {raw[:9]!r}). Check the path, or make it again.")
+            raise UserError(
+                f"{self.idx_path} is not the index of a Megatron indexed dataset (its first bytes are {raw[:9]!r}). Check the path, or make it again."
+            )
         _, version, code, num_sequences, num_borders = _HEADER.unpack(raw)
         if version != _VERSION or code not in _DTYPE_OF_CODE or num_borders < 1:
             raise UserError(
                 f"{self.idx_path} has version {version} and dtype code {code}; version 1 with int32 (4) or uint16 (8) tokens is read. "
                 "The file is damaged or from another tool: make it again."
             )
-        return _DTYPE_OF_CODE[code], num_sequences, num_borders
+        return np.dtype(_DTYPE_OF_CODE[code]), int(num_sequences), int(num_borders)
 
     def _require_size(self, path: Path, expected: int) -> None:
         actual = path.stat().st_size
@@ -181,7 +183,9 @@ class IndexedReader:
         """int64 [num_documents + 1]: first token of each document, and the number of tokens."""
         pointers = np.append(np.asarray(self._pointers), self.num_tokens * self.dtype.itemsize)
         if pointers[0] != 0 or np.any(np.diff(pointers) != np.asarray(self._lengths, dtype=np.int64) * self.dtype.itemsize):
-            raise UserError(f"{self.idx_path}: lengths and offsets contradict each other. The index is damaged: restore it or make it again.")
+            raise UserError(
+                f"{self.idx_path}: lengths and offsets contradict each other. The index is damaged: restore it or make it again."
+            )
         if self._borders[0] != 0 or self._borders[-1] != self._num_sequences or np.any(np.diff(self._borders) < 0):
             raise UserError(f"{self.idx_path}: the document borders are not in order. The index is damaged: restore it or make it again.")
         return pointers[self._borders] // self.dtype.itemsize
@@ -200,5 +204,7 @@ def open_tokens(path: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
     path = require_file(path, "the tokens of a shard")
     expected, actual = num_tokens * dtype.itemsize, path.stat().st_size
     if actual != expected:
-        raise UserError(f"{path} has {actual} bytes where {expected} are recorded. It is cut short or was replaced: restore it, or make the corpus again.")
+        raise UserError(
+            f"{path} has {actual} bytes where {expected} are recorded. It is cut short or was replaced: restore it, or make the corpus again."
+        )
     return np.memmap(path, dtype=dtype, mode="r") if num_tokens else np.empty(0, dtype=dtype)

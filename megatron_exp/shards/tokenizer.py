@@ -39,7 +39,7 @@ class Tokenizer:
         if path.is_dir():
             path = next((path / name for name in _STANDARD_NAMES if (path / name).is_file()), path / _STANDARD_NAMES[0])
         data = require_file(path, "a tokenizer.json or SentencePiece .model").read_bytes()
-        if not data.lstrip()[:1] == b"{":
+        if data.lstrip()[:1] != b"{":
             return cls(SentencePieceModel(data, path))
         # Only a file of the standard name owns the configuration beside it: a folder may hold several tokenizers.
         eos = configured_eos(path.with_name(_CONFIG_NAME)) if path.name in _STANDARD_NAMES else None
@@ -78,7 +78,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids, special tokens included; UserError for an id outside the vocabulary."""
         numbers = np.asarray(ids, dtype=np.int64)
-        if numbers.size and not (0 <= numbers.min() and numbers.max() < self.vocabulary_size):
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocabulary_size):
             raise UserError(
                 f"Token ids from {numbers.min()} to {numbers.max()} were given to a tokenizer of {self.vocabulary_size} ids. "
                 "The tokens come from another tokenizer or a damaged file."

@@ -46,11 +46,15 @@ class HuggingFaceModel:
         self.data = data
         content = _parse(data, path)
         if content.get("model", {}).get("dropout"):
-            raise UserError(f"{path} uses BPE dropout, which encodes the same text differently each time. Set model.dropout to null in the file.")
+            raise UserError(
+                f"{path} uses BPE dropout, which encodes the same text differently each time. Set model.dropout to null in the file."
+            )
         try:
             self._library = tokenizers.Tokenizer.from_buffer(data)
         except ValueError as error:
-            raise UserError(f"{path} is not a tokenizer the `tokenizers` library can load ({error}). Give a complete tokenizer.json.") from error
+            raise UserError(
+                f"{path} is not a tokenizer the `tokenizers` library can load ({error}). Give a complete tokenizer.json."
+            ) from error
         self._library.no_truncation()
         self._library.no_padding()
         vocabulary = self._library.get_vocab(with_added_tokens=True)
@@ -78,14 +82,18 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}). Give a Hugging Face tokenizer.json or a SentencePiece .model.") from error
     if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{path} has no `model`, so it is not a Hugging Face tokenizer.json. Give the tokenizer file, not its configuration.")
+        raise UserError(
+            f"{path} has no `model`, so it is not a Hugging Face tokenizer.json. Give the tokenizer file, not its configuration."
+        )
     return content
 
 
 def _find_eos(path: Path, named: str | None, vocabulary: dict[str, int], specials: dict[str, int]) -> str:
     if named is not None:
         if named not in vocabulary:
-            raise UserError(f"The configuration beside {path} names {named!r} as eos_token, which is not in its vocabulary. Correct one of the two files.")
+            raise UserError(
+                f"The configuration beside {path} names {named!r} as eos_token, which is not in its vocabulary. Correct one of the two files."
+            )
         return named
     found = [candidate for candidate in _EOS_STRINGS if candidate in specials]
     if len(found) != 1:
@@ -108,11 +116,15 @@ class SentencePieceModel:
         try:
             self._library.LoadFromSerializedProto(data)
         except RuntimeError as error:
-            raise UserError(f"{path} is not a SentencePiece model ({error}). Give a .model file or a Hugging Face tokenizer.json.") from error
+            raise UserError(
+                f"{path} is not a SentencePiece model ({error}). Give a .model file or a Hugging Face tokenizer.json."
+            ) from error
         self.vocabulary_size = self._library.GetPieceSize()
         self.eos_id = self._library.eos_id()
         if self.eos_id < 0:
-            raise UserError(f"{path} has no token that ends a document: its eos_id is disabled. Train it with an EOS, or use another tokenizer.")
+            raise UserError(
+                f"{path} has no token that ends a document: its eos_id is disabled. Train it with an EOS, or use another tokenizer."
+            )
         numbers = range(self.vocabulary_size)
         marks = (n for n in numbers if self._library.IsControl(n) or self._library.IsUnknown(n))
         self.special_strings = {self._library.IdToPiece(number): number for number in marks}
@@ -120,7 +132,9 @@ class SentencePieceModel:
 
     def encode_batch(self, texts: Sequence[str], *, specials_as_ids: bool) -> list[np.ndarray]:
         if specials_as_ids:
-            raise UserError("A SentencePiece model never turns text into control symbols: special_in_text=special has no meaning for it. Use plain or reject.")
+            raise UserError(
+                "A SentencePiece model never turns text into control symbols: special_in_text=special has no meaning for it. Use plain or reject."
+            )
         return [np.array(self._library.EncodeAsIds(text), dtype=np.int32) for text in texts]
 
     def decode(self, ids: list[int]) -> str:

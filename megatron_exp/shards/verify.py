@@ -80,7 +80,8 @@ def _file_findings(path: Path, recorded: dict[str, Any], kept: np.ndarray | None
         yield f"{path}: its content was changed"
         return
     bad = np.flatnonzero(sums != kept)
-    yield f"{path}: its content was changed in {len(bad)} of {len(sums)} blocks, the first at bytes {bad[0] * BLOCK_BYTES} to {min((bad[0] + 1) * BLOCK_BYTES, actual)}"
+    first = int(bad[0]) * BLOCK_BYTES
+    yield f"{path}: its content was changed in {len(bad)} of {len(sums)} blocks, the first at bytes {first} to {min(first + BLOCK_BYTES, actual)}"
 
 
 def _structure_findings(corpus: Corpus, shard: int) -> Iterator[str]:
@@ -92,7 +93,8 @@ def _structure_findings(corpus: Corpus, shard: int) -> Iterator[str]:
         yield str(error)
         return
     if (reader.dtype, reader.num_tokens, borders) != (entry.dtype, entry.num_tokens, entry.num_documents):
-        yield f"{reader.idx_path}: {reader.num_tokens} tokens in {borders} documents as {reader.dtype}, recorded are {entry.num_tokens} in {entry.num_documents} as {entry.dtype}"
+        found = f"{reader.num_tokens} tokens in {borders} documents as {reader.dtype}"
+        yield f"{reader.idx_path}: {found}, recorded are {entry.num_tokens} in {entry.num_documents} as {entry.dtype}"
     mapped = documents.num_documents(corpus.file(shard, "docs.parquet"))
     if mapped != entry.num_documents:
         yield f"{corpus.file(shard, 'docs.parquet')}: {mapped} documents, the shard has {entry.num_documents}"

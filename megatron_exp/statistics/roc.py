@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import gammaln
 
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import Interval, quantile
@@ -57,6 +58,27 @@ def _tpr(positives: np.ndarray, sorted_negatives: np.ndarray, fpr: float) -> np.
     m = sorted_negatives.shape[1]
     allowed = int(np.floor(fpr * m + 1e-9))
     return (positives > sorted_negatives[:, [m - 1 - allowed]]).mean(axis=1)
+
+
+def tpr_p(positives: np.ndarray, negatives: np.ndarray, fpr: float = 0.01) -> float:
+    """P of a true positive rate at least as large, were positives and negatives exchangeable: exact, by ranks alone.
+
+    With k negatives allowed, x or more positives above the (k + 1)-th negative means: among the x + k highest of all n + m scores at
+    most k are negatives, a hypergeometric tail. Positives tied with the threshold do not count, which only makes p larger.
+    """
+    n, m = len(positives), len(negatives)
+    allowed = int(np.floor(fpr * m + 1e-9))
+    above = round(tpr_at_fpr(positives, negatives, fpr) * n)
+    if above == 0:
+        return 1.0
+    i, drawn = np.arange(allowed + 1), above + allowed
+    i = i[drawn - i <= n]
+    log_p = _log_choose(m, i) + _log_choose(n, drawn - i) - _log_choose(n + m, drawn)
+    return float(min(1.0, np.exp(log_p).sum()))
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+    return gammaln(n + 1) - gammaln(np.asarray(k) + 1) - gammaln(n - np.asarray(k) + 1)
 
 
 def tpr_interval(

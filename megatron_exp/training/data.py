@@ -102,7 +102,7 @@ class Feed:
         slot = slots[row]
         place = self._stream.instance(slot)
         raise UserError(
-            f"Slot {slot_name(slot)} (step {self._stream.geometry.step(slot)}) holds the token id {tokens[row, position]} at position {position}, but the model "
-            f"has {self._vocabulary_size} ids. Its base content begins at token {place.offset} of shard {self._shard_names[place.shard]}. The shard is damaged, or "
-            "what an experiment puts into the slot is: run `megatron-exp verify` on corpus and manifest."
+            f"Slot {slot_name(slot)} (step {self._stream.geometry.step(slot)}) holds the token id {tokens[row, position]} at position {position}, "
+            f"but the model has {self._vocabulary_size} ids. Its base content begins at token {place.offset} of shard {self._shard_names[place.shard]}. "
+            "The shard is damaged, or what an experiment puts into the slot is: run `megatron-exp verify` on corpus and manifest."
         )

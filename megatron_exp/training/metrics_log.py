@@ -34,7 +34,9 @@ class MetricsLog:
         line = {"step": step, "attempt": self._attempt, **values}
         self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         for name, value in values.items():
-            for tag, number in {f"{name}/{key}": number for key, number in value.items()}.items() if isinstance(value, dict) else [(name, value)]:
+            for tag, number in (
+                {f"{name}/{key}": number for key, number in value.items()}.items() if isinstance(value, dict) else [(name, value)]
+            ):
                 self._board.add_scalar(tag, number, step)
 
     def sync(self) -> None:

@@ -37,7 +37,14 @@ def begin_attempt(run: Run, overrides: list[str], resumed_from: str | None) -> N
         "versions": _versions(),
         "hardware": _hardware(run.layout),
     }
-    attempt = {"attempt": run.attempt, "from_step": run.step, "resumed_from": resumed_from, "begun": _now(), "state": "running", **made_with}
+    attempt = {
+        "attempt": run.attempt,
+        "from_step": run.step,
+        "resumed_from": resumed_from,
+        "begun": _now(),
+        "state": "running",
+        **made_with,
+    }
     record = {
         **_what(run.plan, run.model),
         **made_with,
@@ -80,7 +87,12 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 def _precision(model: LanguageModel) -> dict[str, Any]:
     recipe = model.config.fp8_recipe if model.precision == "fp8" else None
-    return {"name": model.precision, "fp8_recipe": recipe, "weights": str(model.dtype).removeprefix("torch."), "layers": model.implementation}
+    return {
+        "name": model.precision,
+        "fp8_recipe": recipe,
+        "weights": str(model.dtype).removeprefix("torch."),
+        "layers": model.implementation,
+    }
 
 
 def _versions() -> dict[str, str]:

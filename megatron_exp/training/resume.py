@@ -1,6 +1,7 @@
 """Where an attempt begins: at the start, or at a checkpoint of the same run."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,13 +31,17 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     """
     record = read_record(plan.directory)
     if record is None and list_checkpoints(plan.directory):
-        raise UserError(f"{plan.directory} has checkpoints but no run.json, so nobody can tell what they belong to. Choose another directory for this run.")
+        raise UserError(
+            f"{plan.directory} has checkpoints but no run.json, so nobody can tell what they belong to. Choose another directory for this run."
+        )
     if record is not None:
         check_same_run(record["identity"], plan.identity, str(plan.directory))
     attempt = 1 + (len(record["attempts"]) if record else 0)
     if resume == "never":
         if record is not None:
-            raise UserError(f"{plan.directory} already holds this run and --resume never was asked. Choose another directory, or use --resume auto.")
+            raise UserError(
+                f"{plan.directory} already holds this run and --resume never was asked. Choose another directory, or use --resume auto."
+            )
         return Beginning(attempt, 0, None)
     checkpoint = _newest(plan) if resume == "auto" else _named(plan, Path(resume))
     if checkpoint is None:
@@ -46,9 +51,20 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     return Beginning(attempt, int(extra["step"]), str(checkpoint))
 
 
+def clear_leftovers(directory: Path) -> None:
+    """Remove what a killed attempt left half-written: nothing refers to it, and half a checkpoint is as large as a whole one."""
+    for partial in [*directory.glob("*.partial"), *directory.glob("checkpoints/*.partial")]:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
+
+
 def check_same_run(found: Mapping[str, str], wanted: Mapping[str, Any], where: str) -> None:
     """UserError that names what differs, with both fingerprints, where `found` (stored at WHERE) is not the run we were asked for."""
-    different = [f"{name} (there {found.get(name, 'none')[:12]}, here {value[:12]})" for name, value in wanted.items() if found.get(name) != value]
+    different = [
+        f"{name} (there {found.get(name, 'none')[:12]}, here {value[:12]})" for name, value in wanted.items() if found.get(name) != value
+    ]
     if different:
         raise UserError(
             f"{where} belongs to another run: it differs in {', '.join(different)}. Going on would mix two runs. Train into another directory, or use the "
@@ -69,7 +85,9 @@ def _newest(plan: Plan) -> Path | None:
 
 def _named(plan: Plan, path: Path) -> Path:
     if not path.is_dir():
-        raise UserError(f"--resume {path}: there is no such checkpoint directory. Give auto, never, or a directory such as RUN/checkpoints/step-00001000.")
+        raise UserError(
+            f"--resume {path}: there is no such checkpoint directory. Give auto, never, or a directory such as RUN/checkpoints/step-00001000."
+        )
     require_sound(path)
     step = int(read_extra(path)["step"])
     newer = [later.name for number, later in list_checkpoints(plan.directory) if number > step]

@@ -31,7 +31,7 @@ from megatron_exp.training.hooks.stop import StopHook
 from megatron_exp.training.hooks.validation import ValidationHook
 from megatron_exp.training.loop import train_loop
 from megatron_exp.training.metrics_log import MetricsLog
-from megatron_exp.training.resume import Beginning, choose_beginning
+from megatron_exp.training.resume import Beginning, choose_beginning, clear_leftovers
 from megatron_exp.training.run import Plan, Run
 from megatron_exp.training.schedule import Schedule
 
@@ -98,6 +98,7 @@ def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: froz
     manifest.check_corpus(corpus)
     base = KeyedStream.open(config, corpus)
     overlay = Overlay.open(base, manifest, masked)
+    _check_validation(config, manifest)
     shape = shape_of(config, corpus)
     data = base.fingerprint if baseline else overlay.fingerprint
     return Plan(
@@ -124,6 +125,15 @@ def effective_config(manifest: Manifest, overrides: list[str]) -> Config:
     return override_config(manifest.config.model_copy(update={"corpus": corpus}), overrides)
 
 
+def _check_validation(config: Config, manifest: Manifest) -> None:
+    wanted, planned = config.training.validation.slots, manifest.config.training.validation.slots
+    if wanted > planned:
+        raise UserError(
+            f"training.validation.slots is set to {wanted}, but the manifest keeps only the first {planned} slots of the pool for validation; later ones may "
+            "hold text that experiments train on. Use at most that many, or plan again."
+        )
+
+
 def shape_of(config: Config, corpus: Corpus) -> ModelShape:
     """The model that the config names, for the corpus's tokenizer."""
     return resolve_shape(config.model, corpus.vocabulary_size, config.geometry.sequence_length)
@@ -132,9 +142,12 @@ def shape_of(config: Config, corpus: Corpus) -> ModelShape:
 def identity_of(manifest: Manifest, corpus: Corpus, data: str, config: Config, shape: ModelShape) -> dict[str, str]:
     """Fingerprints of what decides the weights, up to the layout; these must agree for an attempt to go on with a run."""
     training = config.training
-    recipe = {"precision": training.precision, "schedule": training.schedule.model_dump(), "optimizer": training.optimizer.model_dump()}
-    if training.precision == "fp8":
-        recipe["fp8_recipe"] = training.fp8_recipe
+    recipe = {
+        "precision": training.precision,
+        "fp8_recipe": training.fp8_recipe if training.precision == "fp8" else None,
+        "schedule": training.schedule.model_dump(),
+        "optimizer": training.optimizer.model_dump(),
+    }
     return {
         "manifest": manifest.fingerprint,
         "corpus": corpus.fingerprint,
@@ -175,6 +188,7 @@ def make_hooks(run: Run, beginning: Beginning, overrides: list[str], stop_at: in
     record = RecordHook(overrides, beginning.checkpoint)
     if is_main:
         plan.directory.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(plan.directory)
     log = MetricsLog(plan.directory, run.attempt, run.step) if is_main else None
     others = [record, StopHook(stop_at), LedgerHook(), MetricsHook(log), ValidationHook(log), ProbeHook()]
     keep = frozenset(plan.manifest.keep_steps) | frozenset(plan.config.training.checkpoint.keep)

@@ -68,9 +68,22 @@ def test_appending_an_exclusive_experiment_moves_only_the_copies_it_hits():
     before, after = spots(first), spots([*first, whole])[:12]
     hit = {(i, r) for i, request in enumerate(before) for r, (slot, _) in enumerate(request) if 8 <= slot < 12}
     changed = {(i, r) for i in range(12) for r in range(10) if before[i][r] != after[i][r]}
-    assert hit and hit <= changed
-    assert len(changed - hit) <= len(hit)  # a displaced copy may displace a later one, never an earlier one
+    assert hit and changed == hit
     assert all(not 8 <= slot < 12 for request in after for slot, _ in request)
+
+
+def test_a_token_experiment_after_an_exclusive_one_moves_nothing_either():
+    first = [*(copies("a", item, 10, 5) for item in range(12)), fixed("b", [(slot, 0) for slot in range(8, 12)], 0, exclusive=True)]
+    assert spots([*first, *(copies("c", item, 6, 4) for item in range(6))])[:13] == spots(first)
+
+
+def test_a_given_exclusive_place_moves_the_floating_ones_it_hits_and_no_others():
+    floating_ones = [copies("gw", item, 1, 0, exclusive=True) for item in range(60)]
+    before = spots(floating_ones)
+    whole = fixed("fc", [(slot, 0) for slot in range(40, 60)], 0, exclusive=True)
+    after = spots([*floating_ones, whole])[:60]
+    assert [new != old for new, old in zip(after, before, strict=True)] == [40 <= old[0][0] < 60 for old in before]
+    assert len({slot for request in after for slot, _ in request}) == 60
 
 
 def test_windows_and_strata_hold():

@@ -31,7 +31,10 @@ STEPS, BATCH, LENGTH = 40, 4, 64
 def make_corpus(path: Path, num_documents: int = 400) -> Corpus:
     """Two sources of numbered sentences, tokenised with a byte-level BPE made for them."""
     path.mkdir()
-    texts = {name: [f"Document {i} of {name} says that {i * 7} is more than {i}.\n" * 3 for i in range(num_documents)] for name in ("wiki", "web")}
+    texts = {
+        name: [f"Document {i} of {name} says that {i * 7} is more than {i}.\n" * 3 for i in range(num_documents)]
+        for name in ("wiki", "web")
+    }
     tokenizer = make_tokenizer(path / TOKENIZER_FOLDER, texts["wiki"])
     shards = [_shard(path, number, name, texts[name], tokenizer) for number, name in enumerate(sorted(texts))]
     total = sum(shard["num_documents"] for shard in shards)
@@ -54,7 +57,9 @@ def make_tokenizer(directory: Path, texts: list[str]) -> Tokenizer:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False)
+    )
     directory.mkdir()
     bpe.save(str(directory / "tokenizer.json"))
     return Tokenizer.load(directory)
@@ -69,7 +74,9 @@ def _shard(path: Path, number: int, source: str, texts: list[str], tokenizer: To
     writer.close()
     numbers = range(len(texts))
     maps = DocumentMapWriter(path / f"{name}.docs.parquet")
-    maps.add(pa.table({"file": [f"{source}.jsonl"] * len(texts), "line": [i + 1 for i in numbers], "id": [f"{source}-{i}" for i in numbers]}))
+    maps.add(
+        pa.table({"file": [f"{source}.jsonl"] * len(texts), "line": [i + 1 for i in numbers], "id": [f"{source}-{i}" for i in numbers]})
+    )
     sums = {"bin": writer.bin_sum, "idx": writer.idx_sum, "docs.parquet": maps.close()}
     np.save(path / f"{name}.sums.npy", np.concatenate([one.sums for one in sums.values()]))
     return {
@@ -118,7 +125,9 @@ def make_world(root: Path, steps_done: int = STEPS, **changes: Any) -> World:
     return World(corpus, manifest, run, twin)
 
 
-def make_run(path: Path, manifest: Manifest, corpus: Corpus, *, baseline: bool = False, steps_done: int = STEPS, shift: float = 0.0) -> Path:
+def make_run(
+    path: Path, manifest: Manifest, corpus: Corpus, *, baseline: bool = False, steps_done: int = STEPS, shift: float = 0.0
+) -> Path:
     """A run directory with a true ledger and made-up metrics of two attempts: the first was killed at half time and lost three steps."""
     path.mkdir()
     stream = KeyedStream.open(manifest.config, corpus)
@@ -153,7 +162,9 @@ def write_metrics(path: Path, steps_done: int, tokens_per_step: int, shift: floa
     for attempt, step in order:
         loss = 2.0 + 6.0 * np.exp(-step / 12) - shift + 0.05 * noise[step] + (5.0 if attempt == 1 and step > half - 3 else 0.0)
         line: dict[str, Any] = {"step": step, "attempt": attempt, "loss": loss, "grad_norm": 1.0 + abs(noise[step]), "learning_rate": 3e-3}
-        lines.append({**line, "tokens": step * tokens_per_step, "tokens_per_second": 9000.0, "seconds": 0.25, "modified_tokens": {"memory": step}})
+        lines.append(
+            {**line, "tokens": step * tokens_per_step, "tokens_per_second": 9000.0, "seconds": 0.25, "modified_tokens": {"memory": step}}
+        )
         if step % 10 == 0:
             lines[-1]["norms"] = {"input": 3.0 + 0.01 * step, "hidden": 20.0 + 0.1 * step, "output": 3.0}
             lines.append({"step": step, "attempt": attempt, "validation_loss": 2.1 + 6.0 * np.exp(-step / 12) - shift})
@@ -170,23 +181,62 @@ def write_ledger(path: Path, stream: KeyedStream | Overlay, steps_done: int) -> 
 
 
 def result_row(**values: Any) -> dict[str, Any]:
-    row = dict.fromkeys(schema.RESULTS.names) | {"primary": False, "step": STEPS, "n": 48, "num_clusters": 48, "num_unscored": 0, "level": 0.95}
+    row = dict.fromkeys(schema.RESULTS.names) | {
+        "primary": False,
+        "step": STEPS,
+        "n": 48,
+        "num_clusters": 48,
+        "num_unscored": 0,
+        "level": 0.95,
+    }
     return row | {"side": "greater", "test": "rank sum", "scope": "this run", "exploratory": False} | values
 
 
 def result_rows() -> list[dict[str, Any]]:
     """Doses, a curve over states with decay, one condition with a hostile name, an unscorable row."""
     rows = [
-        result_row(experiment="memory", outcome="auc-by-condition", condition=f"plain/x{copies}", estimate=0.5 + auc, low=0.42 + auc, high=0.58 + auc, twin=0.49, p=p)
+        result_row(
+            experiment="memory",
+            outcome="auc-by-condition",
+            condition=f"plain/x{copies}",
+            estimate=0.5 + auc,
+            low=0.42 + auc,
+            high=0.58 + auc,
+            twin=0.49,
+            p=p,
+        )
         for copies, auc, p in ((1, 0.04, 0.31), (4, 0.2, 0.002), (16, 0.41, 3e-9))
     ]
     rows[-1] |= {"verdict": "detected", "p_corrected": 9e-9, "difference": 0.41, "mde": 0.1}
     rows.append(rows[-1] | {"outcome": "auc", "condition": "x16", "primary": True})
     for state in (10, 11, 12, 14, 20, 30, 40):
         gain = 0.3 * np.exp(-(state - 11) / 4) if state > 10 else 0.0
-        rows.append(result_row(experiment="swaps", outcome="gain", condition="lag curve", step=state, estimate=gain, low=gain - 0.05, high=gain + 0.05, control=0.0))
+        rows.append(
+            result_row(
+                experiment="swaps",
+                outcome="gain",
+                condition="lag curve",
+                step=state,
+                estimate=gain,
+                low=gain - 0.05,
+                high=gain + 0.05,
+                control=0.0,
+            )
+        )
     late = {"verdict": "not detected", "p": 0.4, "p_corrected": 0.8, "mde": 0.12, "twin": 0.01}
-    rows.append(result_row(experiment="swaps", outcome="late gain", condition=HOSTILE, primary=True, estimate=0.02, low=-0.05, high=0.09, control=0.0, **late))
+    rows.append(
+        result_row(
+            experiment="swaps",
+            outcome="late gain",
+            condition=HOSTILE,
+            primary=True,
+            estimate=0.02,
+            low=-0.05,
+            high=0.09,
+            control=0.0,
+            **late,
+        )
+    )
     unscored = {"num_unscored": 12, "n": 0, "estimate": float("nan"), "verdict": "not scorable: no gradients were kept"}
     rows.append(result_row(experiment="noise", outcome="statistic", condition="all", primary=True, **unscored))
     return rows
@@ -196,7 +246,18 @@ def write_results(run: Path, manifest: Manifest, state: int, rows: list[dict[str
     directory = run / "evals" / f"step-{state:08d}"
     directory.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows or result_rows(), schema=schema.RESULTS), directory / "results.parquet")
-    responses = [{"experiment": "memory", "condition": "plain/x16", "item": 2, "arm": "main", "probe": "target", "model": "run", "step": state, "value": -3.5}]
+    responses = [
+        {
+            "experiment": "memory",
+            "condition": "plain/x16",
+            "item": 2,
+            "arm": "main",
+            "probe": "target",
+            "model": "run",
+            "step": state,
+            "value": -3.5,
+        }
+    ]
     pq.write_table(pa.Table.from_pylist(responses, schema=schema.RESPONSES), directory / "responses.parquet")
     record = {"schema_version": 1, "manifest": {"fingerprint": manifest.fingerprint}}
     (directory / "results.json").write_bytes(orjson.dumps(record))

@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.roc import auc, auc_interval, tpr_at_fpr, tpr_interval
+from megatron_exp.statistics.roc import auc, auc_interval, tpr_at_fpr, tpr_interval, tpr_p
 
 WORDS = Words.of(5, "tests", "roc")
 
@@ -57,3 +59,17 @@ def test_the_bootstrap_interval_covers_the_true_rate():
         low, high = tpr_interval(draws[:200] + 1.5, draws[200:], WORDS.child("draws", i), fpr=0.05, num_draws=200)
         covered += low <= truth <= high
     assert covered >= 85
+
+
+def test_the_exact_p_of_a_rate_equals_the_share_of_permutations():
+    positives, negatives = np.array([3.0, 2.5, 0.1, 2.9]), np.array([1.0, 2.7, 0.5, 0.2, 0.3, 0.9])
+    everything, observed = np.concatenate([positives, negatives]), tpr_at_fpr(positives, negatives, fpr=0.2)
+    rates = []
+    for chosen in itertools.combinations(range(10), 4):
+        mask = np.isin(np.arange(10), chosen)
+        rates.append(tpr_at_fpr(everything[mask], everything[~mask], fpr=0.2))
+    assert tpr_p(positives, negatives, fpr=0.2) == pytest.approx(np.mean(np.array(rates) >= observed - 1e-12))
+
+
+def test_no_positive_above_the_threshold_says_nothing():
+    assert tpr_p(np.zeros(5), np.arange(1.0, 101.0)) == 1.0

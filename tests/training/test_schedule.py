@@ -54,7 +54,13 @@ def test_the_preset_gives_the_peak_where_the_config_names_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"warmup_steps": 101}, {"warmup_steps": 50, "decay_start": 40}, {"decay_start": 100}, {"warmup_steps": 10, "horizon_tokens": 10 * 16 * 4}]
+    "config",
+    [
+        {"warmup_steps": 101},
+        {"warmup_steps": 50, "decay_start": 40},
+        {"decay_start": 100},
+        {"warmup_steps": 10, "horizon_tokens": 10 * 16 * 4},
+    ],
 )
 def test_moments_that_do_not_follow_each_other_are_refused(config: dict[str, object]) -> None:
     with pytest.raises(UserError, match="training.schedule"):

@@ -1,16 +1,13 @@
 """When checkpoints are written, and which of them stay."""
 
-import contextlib
 import logging
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path, rotate_checkpoints
 from megatron_exp.checkpoint.state import save_checkpoint
 from megatron_exp.training.agreement import on_main
 from megatron_exp.training.hooks.base import Hook
-from megatron_exp.training.hooks.stop import STOP_SIGNALS
 from megatron_exp.training.run import Run
 
 NUM_ROTATING = 2
@@ -49,20 +46,6 @@ class CheckpointHook(Hook):
         }
         path = checkpoint_path(run.plan.directory, run.step)
         logger.info("Writing the checkpoint of step %d.", run.step)
-        with _signals_wait():
-            save_checkpoint(path, run.model, run.optimizer, extra)
+        save_checkpoint(path, run.model, run.optimizer, extra)
         keep = self._keep | {run.plan.num_steps}
         on_main(run.layout, lambda: [str(gone) for gone in rotate_checkpoints(run.plan.directory, keep, NUM_ROTATING)])
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Hold stop signals back while a checkpoint is written.
-
-    Schedulers signal every process of a job, also those that the writer starts; they inherit the mask and so live until they are done.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,17 +13,19 @@ class RecordHook(Hook):
     def __init__(self, overrides: list[str], resumed_from: str | None):
         self._overrides = overrides
         self._resumed_from = resumed_from
+        self._is_entered = False
 
     def on_start(self, run: Run, state: Any) -> None:
         del state
         if run.layout.is_main:
             begin_attempt(run, self._overrides, self._resumed_from)
+            self._is_entered = True
 
     def on_end(self, run: Run) -> None:
-        if run.layout.is_main:
+        if self._is_entered:
             end_attempt(run, "finished" if run.is_over else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         del error
-        if run.layout.is_main:
+        if self._is_entered:
             end_attempt(run, "failed")

@@ -16,7 +16,15 @@ class Memory(Experiment):
             copies = (0, 1, 16, 0, 4, 0)[number]
             tokens = context.tokenizer.encode(f"{number} {HOSTILE[:40]} {HOSTILE[54:80]}")[: context.geometry.sequence_length - 10]
             condition = f"plain/x{copies}" if copies else "plain/held-out"
-            yield Item(item=number, condition=condition, role="treated" if copies else "control", payload=tokens, source=HOSTILE, licence="CC0", metadata={"copies": copies})
+            yield Item(
+                item=number,
+                condition=condition,
+                role="treated" if copies else "control",
+                payload=tokens,
+                source=HOSTILE,
+                licence="CC0",
+                metadata={"copies": copies},
+            )
 
     def requests(self, items, context):
         for item in items:
@@ -29,7 +37,7 @@ class Memory(Experiment):
 
     @property
     def analysis(self):
-        shared = {"unit": "AUC", "test": "rank sum", "side": "greater", "margin": 0.02, "smallest_effect": 0.05}
+        shared = {"unit": "AUC", "test": "rank sum", "side": "greater", "margin": 0.02, "smallest_effect": 0.05, "null": 0.5}
         return Analysis(
             (
                 Outcome(name="auc", estimand="inserted above held-out", family="primary", **shared),

@@ -14,7 +14,14 @@ class Swaps(Experiment):
         size = context.geometry.global_batch_size
         for role, purpose, first in (("treated", "shown", 0), ("control", "never", 1)):
             slots = context.take_pool(purpose, size)
-            yield Item(item=first, condition=role, role=role, source="pool", licence="as the corpus", metadata={"slots": [int(slot) for slot in slots]})
+            yield Item(
+                item=first,
+                condition=role,
+                role=role,
+                source="pool",
+                licence="as the corpus",
+                metadata={"slots": [int(slot) for slot in slots]},
+            )
 
     def requests(self, items, context):
         for item in items:

@@ -1,0 +1,110 @@
+"""Commands that read any result: inspect, verify, status, doctor. None of them needs torch but `doctor`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_exp.cli.show import console
+from megatron_exp.errors import UserError
+
+_EXIT_FINDINGS = 2
+
+AnyPath = Annotated[Path, typer.Argument(help="A CORPUS, MANIFEST or RUN directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Versioned JSON instead of tables.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("inspect")(inspect)
+    app.command("verify")(verify)
+    app.command("status")(status)
+    app.command("doctor")(doctor)
+
+
+def inspect(
+    path: AnyPath,
+    summary: Annotated[bool, typer.Option("--summary", help="What it is and holds (the default).")] = False,
+    experiment: Annotated[str | None, typer.Option(help="One experiment: design, conditions, results so far.")] = None,
+    step: Annotated[int | None, typer.Option(help="What the model saw at this step (from 0), insertions marked.")] = None,
+    slot: Annotated[int | None, typer.Option(help="One slot, likewise.")] = None,
+    item: Annotated[int | None, typer.Option(help="One item, with its insertions; --experiment where several have that number.")] = None,
+    sql: Annotated[str | None, typer.Option(help="A SELECT over the tables insertions, items, probes, responses, results.")] = None,
+    json: Json = False,
+) -> None:
+    """Look at a corpus, a manifest or a run."""
+    from megatron_exp.inspection import document, items, query, render, slots, summary as summaries, targets
+
+    wanted = {"--step": step, "--slot": slot, "--item": item, "--sql": sql, "--summary": summary or None}
+    asked = [name for name, value in wanted.items() if value is not None]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} were given together. Ask one question at a time.")
+    target = targets.open_target(path)
+    if step is not None:
+        kind, answer = "step", slots.view_step(target, step)
+    elif slot is not None:
+        kind, answer = "slot", slots.view_slot(target, slot)
+    elif item is not None:
+        kind, answer = "item", items.view_item(target, item, experiment)
+    elif sql is not None:
+        kind, answer = "rows", query.query(target, sql)
+    elif experiment is not None:
+        kind, answer = "experiment", items.view_experiment(target, experiment)
+    else:
+        kind, answer = "summary", summaries.summarise(target)
+    if json:
+        typer.echo(document.as_json(kind, answer))
+    else:
+        render.show(answer, console)
+
+
+def verify(
+    path: AnyPath,
+    steps: Annotated[str | None, typer.Option(help="Of a run, only the steps A:B (B excluded).")] = None,
+    sample: Annotated[int | None, typer.Option(help="Of a run, only this many steps, drawn by key.")] = None,
+    json: Json = False,
+) -> None:
+    """Recompute everything that can be recomputed; exit code 2 and the place where something differs."""
+    from megatron_exp.inspection import document, findings, render
+    from megatron_exp.inspection.verify import verify as go
+
+    found = go(path, _range(steps) if steps else None, sample)
+    if json:
+        typer.echo(document.as_json("findings", found))
+    elif found:
+        console.print(render.render_findings(found))
+    if findings.is_sound(found):
+        if not json:
+            console.print(f"{path}: everything checked agrees.", markup=False, highlight=False)
+        return
+    sys.exit(_EXIT_FINDINGS)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, colon, end = text.partition(":")
+    if not colon or not first.isdigit() or not end.isdigit() or int(first) >= int(end):
+        raise UserError(f"--steps {text!r} is not of the form A:B with A < B, for example 100:200.")
+    return int(first), int(end)
+
+
+def status(run: Annotated[Path, typer.Argument(help="RUN directory.")], json: Json = False) -> None:
+    """How far a run is, how fast, and what its last checkpoint is."""
+    from megatron_exp.inspection import document, render
+    from megatron_exp.inspection.status import status as go
+
+    answer = go(run)
+    if json:
+        typer.echo(document.as_json("status", answer))
+    else:
+        render.show(answer, console)
+
+
+def doctor() -> None:
+    """What this machine can run, and why not the rest."""
+    from megatron_exp.cli.doctor import examine
+
+    for finding in examine():
+        mark, style = ("yes", "green") if finding.available else ("no", "yellow")
+        console.print(f"[{style}]{mark:>3}[/] {finding.name}: ", end="", highlight=False)
+        console.print(finding.detail, markup=False, highlight=False)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from megatron_exp.checkpoint import catalogue
+from megatron_exp.checkpoint.state import load_checkpoint, read_extra, save_checkpoint
+from megatron_exp.errors import UserError
+from megatron_exp.model.scoring import token_scores
+from tests.model.tiny import running, same_weights, tiny_model, tokens_of, train, trainable
+
+
+@pytest.fixture(scope="module")
+def layout():
+    with running() as layout:
+        yield layout
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_is_bitwise_the_uninterrupted_run(layout, tmp_path, precision):
+    whole = trainable(layout, precision)
+    train(*whole, range(3))
+    save_checkpoint(tmp_path / "step-00000003", *whole, {"step": 3, "note": "here"})
+    expected = train(*whole, range(3, 7))
+
+    resumed = trainable(layout, precision, seed=1)
+    assert load_checkpoint(tmp_path / "step-00000003", *resumed) == {"step": 3, "note": "here"}
+    assert train(*resumed, range(3, 7)) == expected
+    assert same_weights(whole[0], resumed[0])
+
+
+def test_state_zero_can_be_saved_and_resumed(layout, tmp_path):
+    whole = trainable(layout)
+    save_checkpoint(tmp_path / "step-00000000", *whole, {})
+    expected = train(*whole, range(2))
+    resumed = trainable(layout, seed=1)
+    load_checkpoint(tmp_path / "step-00000000", *resumed)
+    assert train(*resumed, range(2)) == expected
+
+
+def test_saving_changes_nothing_and_a_loaded_optimizer_can_load_again(layout, tmp_path):
+    saved, unsaved = trainable(layout), trainable(layout)
+    for step in range(3):
+        assert train(*saved, [step]) == train(*unsaved, [step])
+        save_checkpoint(tmp_path / f"step-{step + 1:08d}", *saved, {})
+    load_checkpoint(tmp_path / "step-00000001", *saved)
+    train(*saved, [1, 2])
+    assert same_weights(*(pair[0] for pair in (saved, unsaved)))
+
+
+def test_weights_alone_are_loaded_for_scoring(layout, tmp_path):
+    model, optimizer = trainable(layout)
+    train(model, optimizer, range(2))
+    save_checkpoint(tmp_path / "full", model, optimizer, {})
+    save_checkpoint(tmp_path / "light", model, None, {})
+    expected = token_scores(model, tokens_of(5)).losses
+    for name in ("full", "light"):
+        reader = tiny_model(layout, seed=1)
+        load_checkpoint(tmp_path / name, reader, None)
+        assert torch.equal(token_scores(reader, tokens_of(5)).losses, expected)
+    with pytest.raises(UserError, match="weights only"):
+        load_checkpoint(tmp_path / "light", *trainable(layout))
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_numbers(layout, tmp_path):
+    save_checkpoint(tmp_path / "one", tiny_model(layout), None, {})
+    with pytest.raises(UserError, match=r"layers 2 \(here 3\)"):
+        load_checkpoint(tmp_path / "one", tiny_model(layout, layers=3), None)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_model_left_alone(layout, tmp_path):
+    model = tiny_model(layout)
+    save_checkpoint(tmp_path / "one", model, None, {})
+    shard = tmp_path / "one" / "__0_0.distcp"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    other = tiny_model(layout, seed=1)
+    with pytest.raises(UserError, match="__0_0.distcp is damaged"):
+        load_checkpoint(tmp_path / "one", other, None)
+    assert same_weights(other, tiny_model(layout, seed=1))
+
+
+def test_a_checkpoint_never_overwrites_one(layout, tmp_path):
+    model = tiny_model(layout)
+    save_checkpoint(tmp_path / "one", model, None, {"step": 1})
+    with pytest.raises(UserError, match="already exists"):
+        save_checkpoint(tmp_path / "one", model, None, {"step": 2})
+    assert read_extra(tmp_path / "one") == {"step": 1}
+    assert catalogue.verify_checkpoint(tmp_path / "one") == []
+
+
+def test_a_failed_save_leaves_nothing_behind(layout, tmp_path):
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "one", tiny_model(layout), None, {"step": object()})
+    assert list(tmp_path.iterdir()) == []

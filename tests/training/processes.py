@@ -1,0 +1,63 @@
+"""Real training processes, started cheaply: they are forked from a server that has imported everything once."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_exp.run_record import METRICS_NAME
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.training.processes", "megatron_exp.training.train"])
+
+
+def _main(arguments: dict[str, Any], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    from megatron_exp.training.train import train
+
+    sys.exit(train(**arguments))
+
+
+@contextlib.contextmanager
+def training(environment: dict[str, str] | None = None, **arguments: Any) -> Iterator[Any]:
+    """A process that calls `train`; killed at the end of the block if it still lives."""
+    process = _CONTEXT.Process(target=_main, args=(arguments, environment or {}))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def train_together(num_processes: int, **arguments: Any) -> list[int]:
+    """Exit codes of processes that train one run together, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(training({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **arguments)) for rank in range(num_processes)]
+        for process in started:
+            process.join(100)
+        return [process.exitcode for process in started]
+
+
+def wait_for_step(run: Path, step: int, process: Any) -> None:
+    """Return when the metrics show that STEP updates are done; fails where the process ends before."""
+    while not any(line.get("step", 0) >= step for line in metrics(run)):
+        assert process.is_alive(), f"training ended with {process.exitcode} before step {step}"
+        time.sleep(0.002)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    path = run / METRICS_NAME
+    return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
