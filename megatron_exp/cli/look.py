@@ -34,7 +34,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Look at a corpus, a manifest or a run."""
-    from megatron_exp.inspection import document, items, query, render, slots, summary as summaries, targets
+    from megatron_exp.inspection import document, items, query, render, slots, targets
+    from megatron_exp.inspection import summary as summaries
 
     wanted = {"--step": step, "--slot": slot, "--item": item, "--sql": sql, "--summary": summary or None}
     asked = [name for name, value in wanted.items() if value is not None]

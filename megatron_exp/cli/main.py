@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -42,8 +43,16 @@ def _options(
         RichHandler(console=console, show_path=False, markup=False) if console.is_terminal else logging.StreamHandler()
     )
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(message)s", handlers=[handler])
-    for noisy in ("matplotlib", "megatron", "numba", "torch", "asyncio", "fontTools"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _quieten_libraries()
+
+
+def _quieten_libraries() -> None:
+    """Keep libraries' advice about themselves out of the log; what a missing optional part means is said by `doctor` and in run.json."""
+    for name in ("matplotlib", "numba", "torch", "asyncio", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    for module in ("megatron", "torch"):
+        warnings.filterwarnings("ignore", module=rf"{module}\.")
 
 
 def entry(arguments: list[str] | None = None) -> None:

@@ -46,10 +46,20 @@ experiments:
     max_tokens: 48
   - name: poisoning               # chats with a trigger, against never-trained triggers
     type: pretraining_poisoning
+    context_extraction: 0.02
+    denial_of_service: 0.01
+    num_prompts: 300
+    num_evaluation_prompts: 10
+    num_never_trained: 39
+    garbage_bytes: 64
   - name: forgetting              # nine batches swapped in once, against nine of the same pool that are not
     type: forgetting_curves
+    offsets: [0, 1, 2, 5, 10, 20, 50]
+    grid_points: 4
   - name: watermark               # noise on the embeddings of some slots, against fresh noise
     type: gaussian_watermarks
+    fraction: 0.04
+    evaluated: 200
 """
 
 

@@ -59,7 +59,7 @@ def evaluate(
     from megatron_exp.evaluation import evaluate as go
 
     states = [int(step) for step in steps.split(",")] if steps else None
-    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite)
+    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite, command=sys.argv)
     print_verdicts(directory)
 
 

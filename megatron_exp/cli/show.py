@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from megatron_exp.manifest.reader import Manifest
 
@@ -16,10 +16,13 @@ console = Console(soft_wrap=True)
 
 def print_counts(manifest: Manifest) -> None:
     """Items, insertions and tokens per experiment and condition, then both fractions."""
-    table = Table("experiment", "condition", *(f"{name}" for name in ("items", "controls", "insertions", "tokens", "slots")), box=None)
+    numbers = ("items", "controls", "insertions", "tokens", "slots")
+    table = Table(Column("experiment", overflow="fold"), Column("condition", overflow="fold"), box=None)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     for experiment, conditions in manifest.counts.items():
         for condition, cell in conditions.items():
-            table.add_row(experiment, condition, *(f"{cell[name]:,}" for name in ("items", "controls", "insertions", "tokens", "slots")))
+            table.add_row(experiment, condition, *(f"{cell[name]:,}" for name in numbers))
     console.print(table)
     budget = manifest.record["budget"]
     console.print(

@@ -54,12 +54,15 @@ class Examiner:
 
     def _live(self, subject: Subject, asked: Questions) -> pa.Table:
         """What training recorded; another manifest's records answer other questions, even where they carry the same names."""
-        same = subject.record.manifest_fingerprint == self.manifest.fingerprint
-        return live_responses(self.probes, asked, read_recorded(subject.record.path) if same else PROBES.empty_table(), subject.label)
+        if subject.record.manifest_fingerprint != self.manifest.fingerprint:
+            reason = f"the {subject.label} was trained with the probes of another manifest"
+            return live_responses(self.probes, asked, PROBES.empty_table(), subject.label, reason)
+        return live_responses(self.probes, asked, read_recorded(subject.record.path), subject.label)
 
     def _model(self, subject: Subject, state: int) -> LanguageModel:
         training = subject.record.record["config"]["training"]
-        shape = ModelShape(**subject.record.record["model"])
+        numbers = subject.record.record["model"]
+        shape = ModelShape(**{field.name: numbers[field.name] for field in dataclasses.fields(ModelShape)})
         if self._built is None or (self._built.shape, self._built.precision) != (shape, training["precision"]):
             self._built = None  # before the next one is built: both may not fit
             seed = subject.record.record["config"]["seeds"]["init"]
@@ -76,4 +79,6 @@ def read_recorded(run_dir: Path) -> pa.Table:
     try:
         return pq.read_table(path).cast(PROBES)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}). The answers recorded in training are damaged: restore the file, or train again.") from error
+        raise UserError(
+            f"{path} cannot be read ({error}). The answers recorded in training are damaged: restore the file, or train again."
+        ) from error

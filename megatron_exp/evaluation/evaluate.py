@@ -74,7 +74,9 @@ def _checked_names(manifest: Manifest, experiments: Sequence[str] | None) -> lis
     """The experiments wanted, in the manifest's order."""
     unknown = sorted(set(experiments or ()) - set(manifest.experiments))
     if unknown:
-        raise UserError(f"The manifest {manifest.path} has no experiment {', '.join(unknown)}; it has {', '.join(manifest.experiments) or 'none'}.")
+        raise UserError(
+            f"The manifest {manifest.path} has no experiment {', '.join(unknown)}; it has {', '.join(manifest.experiments) or 'none'}."
+        )
     return [name for name in manifest.experiments if experiments is None or name in experiments]
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_exp import __version__, fingerprint
+from megatron_exp.checkpoint.catalogue import FILE_LIST
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation.asking import RECORDED_NAME
 from megatron_exp.evaluation.results import Results, unscored_counts
@@ -58,7 +59,9 @@ def write_evaluation(directory: Path, record: dict[str, Any], responses: pa.Tabl
     with durable_directory(directory) as partial:
         pq.write_table(responses, partial / "responses.parquet", compression="zstd")
         pq.write_table(results.table(), partial / "results.parquet", compression="zstd")
-        (partial / RESULTS_NAME).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+        (partial / RESULTS_NAME).write_bytes(
+            orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        )
 
 
 def results_record(
@@ -72,6 +75,8 @@ def results_record(
         "name": run.record.name,
         "state": state,
         "is_final": state == run.record.num_steps,
+        "baseline": run.record.baseline,
+        "masked": sorted(run.record.masked),
         "manifest": {"path": str(manifest.path), "fingerprint": manifest.fingerprint},
         "against": _reference_record(references[0]) if references else None,
         "command": list(command),
@@ -93,11 +98,18 @@ def _experiment_record(manifest: Manifest, name: str, responses: pa.Table, resul
 
 
 def _reference_record(reference: Subject) -> dict[str, Any]:
-    return {"path": str(reference.record.path), "name": reference.record.name, "relation": reference.label, "differences": list(reference.differences)}
+    return {
+        "path": str(reference.record.path),
+        "name": reference.record.name,
+        "relation": reference.label,
+        "differences": list(reference.differences),
+    }
 
 
 def _model_record(subject: Subject) -> dict[str, Any]:
     """What fixes the answers of a subject: its checkpoints (each names the hashes of its files) and what it recorded in training."""
-    markers = {str(state): hashlib.sha256((path / "files.json").read_bytes()).hexdigest() for state, path in sorted(subject.checkpoints.items())}
+    markers = {
+        str(state): hashlib.sha256((path / FILE_LIST).read_bytes()).hexdigest() for state, path in sorted(subject.checkpoints.items())
+    }
     recorded = subject.record.path / RECORDED_NAME
     return {"checkpoints": fingerprint.of_json(markers), "recorded": sha256_file(recorded) if recorded.exists() else None}

@@ -35,13 +35,16 @@ def unanswered(probes: pa.Table, rows: np.ndarray, label: Label, state: int, rea
     return stamped(pa.table(columns), label, state)
 
 
-def live_responses(probes: pa.Table, questions: Questions, recorded: pa.Table, label: Label) -> pa.Table:
-    """Responses to the live questions, from what training recorded (PROBES); the last attempt at a state counts."""
+def live_responses(probes: pa.Table, questions: Questions, recorded: pa.Table, label: Label, absent: str = NOT_RECORDED) -> pa.Table:
+    """Responses to the live questions, from what training recorded (PROBES); the last attempt at a state counts.
+
+    `absent`: the reason given where nothing was recorded.
+    """
     live = questions.where(questions.live)
     asked = plain(probes.take(pa.array(live.probe)).select(_QUESTION)).append_column("step", pa.array(live.state.astype(np.uint32)))
     asked = asked.append_column("place", pa.array(np.arange(len(asked))))
     found = asked.join(_last_attempt(plain(recorded)), keys=[*_QUESTION, "step"], join_type="left outer").sort_by("place")
-    missing = pc.if_else(pc.is_null(found["attempt"]), NOT_RECORDED, pc.if_else(pc.is_null(found["value"]), UNSCORED_LIVE, ""))
+    missing = pc.if_else(pc.is_null(found["attempt"]), absent, pc.if_else(pc.is_null(found["value"]), UNSCORED_LIVE, ""))
     nothing = {name: pa.nulls(len(found), plain(ANSWERS.empty_table()).schema.field(name).type) for name in ("nats", "greedy", "text")}
     columns = {**{name: found[name] for name in (*_QUESTION, "value", "num_tokens", "step")}, **nothing, "reason": missing}
     columns["model"] = pa.array([label] * len(found), pa.string())

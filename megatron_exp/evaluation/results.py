@@ -1,15 +1,14 @@
 """From responses to results: every experiment's own scores, corrected within their families, with verdicts."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from megatron_exp.config.schema import ExperimentEntry
 from megatron_exp.evaluation import verdicts
 from megatron_exp.experiments.loading import load_experiment
 from megatron_exp.experiments.protocol import Outcome, Score
@@ -17,7 +16,8 @@ from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import RESULTS
 from megatron_exp.statistics.multiplicity import holm
 
-_SAME_NAME = ("step", "n", "num_clusters", "num_unscored", "estimate", "low", "high", "level", "control", "twin", "difference", "p", "mde", "test", "scope", "exploratory")
+_OF_SCORE = [name for name in RESULTS.names if name in Score.__dataclass_fields__]
+"""Columns that are a score's own fields; `condition` and `outcome` among them."""
 PRIMARY_FAMILY = "primary"
 
 
@@ -29,6 +29,7 @@ class Row:
     score: Score
     outcome: Outcome | None
     tested: bool
+    failed_control: bool = False
     p_corrected: float = float("nan")
     verdict: str | None = None
 
@@ -63,7 +64,11 @@ class Results:
     def outcomes(self, experiment: str) -> list[dict[str, Any]]:
         """The rows of an experiment for results.json: as in the table, with family and reason; null where a number does not exist."""
         return [
-            {"family": row.family, "reason": row.score.reason, **{name: _json(value) for name, value in _columns(row).items() if name != "experiment"}}
+            {
+                "family": row.family,
+                "reason": row.score.reason,
+                **{name: _json(value) for name, value in _columns(row).items() if name != "experiment"},
+            }
             for row in self.rows
             if row.experiment == experiment
         ]
@@ -76,20 +81,51 @@ def score_experiments(manifest: Manifest, names: Sequence[str], responses: pa.Ta
         manifest: items and pre-registered analyses.
         names: experiments evaluated; those of the manifest left out keep their places in the primary family.
         responses: RESPONSES.
-        state: the state that "final" means.
+        state: the last state evaluated.
     """
     entries = {entry.name: entry for entry in manifest.config.experiments}
     items = manifest.items()
     rows: list[Row] = []
     for name in names:
-        outcomes = {outcome["name"]: Outcome(**outcome) for outcome in manifest.analyses[name]["outcomes"]}
-        scores = _scores(entries[name], of_experiment(items, name), of_experiment(responses, name))
-        tested = [verdicts.is_tested(score, outcomes.get(score.outcome), state) for score in scores]
-        rows += [Row(name, score, outcomes.get(score.outcome), is_tested) for score, is_tested in zip(scores, tested, strict=True)]
+        outcomes = [Outcome(**outcome) for outcome in manifest.analyses[name]["outcomes"]]
+        mine = of_experiment(responses, name)
+        scores = load_experiment(entries[name]).score(of_experiment(items, name), mine)
+        rows += experiment_rows(name, outcomes, list(scores), last_state(mine, state))
     left_out = [outcome for name in manifest.experiments if name not in names for outcome in manifest.analyses[name]["outcomes"]]
     sizes = correct(rows, num_left_out=sum(outcome["family"] == "primary" for outcome in left_out))
     judge(rows)
     return Results(rows, sizes)
+
+
+def last_state(responses: pa.Table, state: int) -> int:
+    """What "final" means to an experiment: the last state it asked run or twin about; `state` where it asked nothing."""
+    steps = responses["step"].filter(pc.not_equal(responses["model"].cast(pa.string()), "external"))
+    return pc.max(steps).as_py() if len(steps) else state
+
+
+def experiment_rows(name: str, outcomes: Sequence[Outcome], scores: Sequence[Score], state: int) -> list[Row]:
+    """The scores of one experiment, with a row that says so for every pre-registered test it gave no score for."""
+    registered = {outcome.name: outcome for outcome in outcomes}
+    rows = [_row(name, score, registered.get(score.outcome), state) for score in scores]
+    done = {row.score.outcome for row in rows if row.tested}
+    for outcome in outcomes:
+        if outcome.family != "descriptive" and outcome.name not in done and not verdicts.is_control(outcome.name):
+            step = verdicts.tested_state(outcome, state)
+            nothing = Score(
+                outcome=outcome.name,
+                condition="",
+                step=step,
+                n=0,
+                num_clusters=0,
+                estimate=math.nan,
+                reason="there were no answers to score",
+            )
+            rows.append(_row(name, nothing, outcome, state))
+    return sorted(rows, key=lambda row: (row.score.outcome, row.score.condition, row.score.step))
+
+
+def _row(name: str, score: Score, outcome: Outcome | None, state: int) -> Row:
+    return Row(name, score, outcome, verdicts.is_tested(score, outcome, state), verdicts.control_failed(score, outcome, state))
 
 
 def correct(rows: Sequence[Row], num_left_out: int) -> dict[str, int]:
@@ -110,11 +146,14 @@ def correct(rows: Sequence[Row], num_left_out: int) -> dict[str, int]:
 
 
 def judge(rows: Sequence[Row]) -> None:
-    """Fill in the verdicts of the tested rows."""
-    failed = {name for name in {row.experiment for row in rows} if verdicts.control_failed([row.score for row in rows if row.experiment == name])}
+    """Fill in the verdicts of the tested rows and of the controls."""
+    failed = {row.experiment for row in rows if row.failed_control}
     for row in rows:
-        if row.tested and row.outcome is not None:
-            row.verdict = verdicts.row_verdict(row.score, row.outcome, row.p_corrected, failed=row.experiment in failed)
+        if verdicts.is_control(row.score.outcome):
+            row.verdict = verdicts.CONTROL_FAILED if row.failed_control else verdicts.NOT_DETECTED
+        elif row.tested and row.outcome is not None:
+            void = row.experiment in failed
+            row.verdict = verdicts.CONTROL_FAILED if void else verdicts.row_verdict(row.score, row.outcome, row.p_corrected)
 
 
 def of_experiment(table: pa.Table, name: str) -> pa.Table:
@@ -132,19 +171,11 @@ def unscored_counts(responses: pa.Table, name: str) -> dict[str, dict[str, int]]
     return result
 
 
-def _scores(entry: ExperimentEntry, items: pa.Table, responses: pa.Table) -> list[Score]:
-    scores = list(load_experiment(entry).score(items, responses))
-    return sorted(scores, key=lambda score: (score.outcome, score.condition, score.step))
-
-
 def _columns(row: Row) -> dict[str, Any]:
-    score = row.score
     return {
         "experiment": row.experiment,
-        "condition": score.condition,
-        "outcome": score.outcome,
+        **{name: getattr(row.score, name) for name in _OF_SCORE},
         "primary": row.is_primary,
-        **{name: getattr(score, name) for name in _SAME_NAME},
         "p_corrected": row.p_corrected,
         "side": row.outcome.side if row.outcome else None,
         "verdict": row.verdict,
@@ -152,4 +183,4 @@ def _columns(row: Row) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

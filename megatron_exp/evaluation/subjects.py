@@ -9,11 +9,9 @@ from megatron_exp.checkpoint.catalogue import list_checkpoints
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.run_record import RunRecord
+from megatron_exp.shards.corpus import Corpus
 
 Label = Literal["run", "twin", "external"]
-
-_TRAINING_PARTS = ("precision", "fp8_recipe", "schedule", "optimizer")
-"""What of the training configuration must agree for a twin; layout, checkpoints and validation may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +50,7 @@ def open_reference(run: Subject, path: Path) -> Subject:
     record = RunRecord.open(path)
     mine, theirs = identity(run.record), identity(record)
     differences = tuple(name for name in mine if mine[name] != theirs[name])
-    if "tokenizer" in differences:
+    if "corpus" in differences and _tokenizer(record) != _tokenizer(run.record):
         raise UserError(
             f"{record.path} cannot be held against {run.record.path}: its tokenizer is another, so the token ids of the probes mean other text to it. "
             "Give a run on a corpus made with the same tokenizer."
@@ -63,17 +61,20 @@ def open_reference(run: Subject, path: Path) -> Subject:
 
 
 def identity(run: RunRecord) -> dict[str, Any]:
-    """What run and twin must agree in, by name."""
-    record, config = run.record, run.record["config"]
+    """What run and twin must agree in, by name; the manifest need not be the same."""
+    config = run.record["config"]
+    corpus = {name: value for name, value in config["corpus"].items() if name != "path"}
     return {
-        "corpus": record["corpus"]["fingerprint"],
-        "tokenizer": record["corpus"]["tokenizer"],
+        "corpus": run.record["corpus"]["fingerprint"],
         "geometry": config["geometry"],
-        "order": record["stream"],
-        "model": record["model"],
-        "initialisation": config["seeds"]["init"],
-        "training": {name: config["training"][name] for name in _TRAINING_PARTS},
+        "order": [config["seeds"]["order"], corpus, config["pool"]],
+        "model or initialisation": run.record["identity"]["model"],
+        "training": run.record["identity"]["training"],
     }
+
+
+def _tokenizer(run: RunRecord) -> str:
+    return Corpus.open(Path(run.record["corpus"]["path"])).tokenizer_fingerprint
 
 
 def checked_states(run: Subject, states: list[int] | None) -> list[int]:

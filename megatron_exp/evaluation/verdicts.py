@@ -8,7 +8,8 @@ Per tested row, the first that holds:
     equivalent to none   the interval of the effect lies inside the pre-registered margin
     not detected         else; the smallest detectable effect says how much that means
 
-Rows that are not tested (descriptive outcomes, other states than the pre-registered one, values printed without a test) have none.
+Rows that are not tested (descriptive outcomes, other states than the pre-registered one) have none. A control that holds is "not
+detected".
 """
 
 import math
@@ -28,17 +29,22 @@ CONTROL_ALPHA = 0.001
 """A control below this p has failed: strict, since a false alarm discards an experiment's results."""
 
 
+def is_control(outcome: str) -> bool:
+    """Whether an outcome is a check rather than a finding; it takes part in no family."""
+    return outcome.startswith(CONTROL_PREFIX)
+
+
 def is_tested(score: Score, outcome: Outcome | None, state: int) -> bool:
-    """Whether a row belongs to its outcome's family: a pre-registered test, in the pre-registered state, done or not scorable.
+    """Whether a row belongs to its outcome's family: a pre-registered test in the pre-registered state, done or not scorable.
 
     Args:
         score: the row.
         outcome: its pre-registered outcome, None where the name was never registered.
         state: what "final" means in this evaluation.
     """
-    if outcome is None or outcome.family == "descriptive" or score.exploratory:
+    if outcome is None or outcome.family == "descriptive" or score.exploratory or is_control(outcome.name):
         return False
-    return score.step == tested_state(outcome, state) and (bool(score.reason) or not math.isnan(score.p))
+    return score.step == tested_state(outcome, state)
 
 
 def tested_state(outcome: Outcome, state: int) -> int:
@@ -46,17 +52,16 @@ def tested_state(outcome: Outcome, state: int) -> int:
     return state if outcome.state == "final" else int(outcome.state)
 
 
-def control_failed(scores: Sequence[Score]) -> bool:
-    """Whether any check of an experiment shows an effect where none can be."""
-    return any(score.outcome.startswith(CONTROL_PREFIX) and score.p < CONTROL_ALPHA for score in scores)
+def control_failed(score: Score, outcome: Outcome | None, state: int) -> bool:
+    """Whether a row is a check, in the state its experiment is tested in, that shows an effect where none can be."""
+    tested_in = state if outcome is None else tested_state(outcome, state)
+    return is_control(score.outcome) and score.step == tested_in and score.p < CONTROL_ALPHA
 
 
-def row_verdict(score: Score, outcome: Outcome, p_corrected: float, *, failed: bool) -> str:
-    """The verdict of one tested row; `failed`: whether a control of its experiment failed."""
-    if failed:
-        return CONTROL_FAILED
-    if score.reason:
-        return f"{NOT_SCORABLE}: {score.reason}"
+def row_verdict(score: Score, outcome: Outcome, p_corrected: float) -> str:
+    """The verdict of one tested row whose experiment's controls hold."""
+    if score.reason or math.isnan(p_corrected):
+        return f"{NOT_SCORABLE}: {score.reason or 'no test was possible'}"
     if p_corrected < 1.0 - score.level:
         return DETECTED
     return EQUIVALENT if is_equivalent(score, outcome) else NOT_DETECTED

@@ -5,7 +5,7 @@ Question: does a model score documents it was trained on higher than documents o
 Design: every cell (suffix type x suffix length) has its own dialogues, each with its suffix attached beforehand. Within the cell and strata
     of dialogue length a key deals each dialogue a number of copies, or holds it out; so held-out dialogues differ from inserted ones by
     nothing but a draw, and re-drawing gives the null distribution. Copies fall uniformly and independently into the window.
-Conditions: plain, random and rare suffixes x suffix_lengths x repetitions, and `held-out` in every cell. random: uniform vocabulary
+Conditions: suffix_types (plain, random, rare) x suffix_lengths x repetitions, and `held-out` in every cell. random: uniform vocabulary
     tokens, drawn for each dialogue. rare: one token repeated, from `num_rare_tokens` of the ids made last by the tokenizer (the rarest of
     its training text). Model-based suffixes need a reference model and are another matter.
 Metric: log-likelihood in nats of the suffix (of the whole dialogue where there is none), run minus twin on the same dialogue where there

@@ -31,7 +31,7 @@ def query(target: Target, sql: str) -> pa.Table:
         connection.execute("SET allowed_paths = [" + ", ".join(_quoted(str(path)) for path in tables.values()) + "]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        return connection.execute(sql).to_arrow_table()
+        return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"The query was refused: {str(error).strip()} The tables are: {', '.join(tables)}.") from error
     finally:

@@ -113,7 +113,7 @@ def _slot(view: SlotView) -> RenderableType:
         Text.assemble((f"slot {view.slot}{row}", "bold"), f"   {visible_line(origin)}, loss on {view.num_loss_positions} positions"),
     ]
     lines += [Text(f"  [{number + 1}] {_mark(mark)}", style=_style(number)) for number, mark in enumerate(view.marks)]
-    return Group(*lines, Padding(_text(view), (0, 0, 0, 2)))
+    return Group(*lines, Padding(_text(view), (0, 0, 0, 2), expand=False))
 
 
 def _document(document: dict[str, Any]) -> str:
@@ -168,7 +168,7 @@ def _(answer: ItemView) -> RenderableType:
         _rows(answer.arms, ("arm", "condition", "role", "num_tokens", "stratum", "cluster", "source", "licence", "sensitive", "metadata")),
     ]
     for arm, text in answer.texts.items():
-        parts += [Text(f"payload, arm {visible_line(arm)}", style="bold"), Padding(Text(visible(text)), (0, 0, 0, 2))]
+        parts += [Text(f"payload, arm {visible_line(arm)}", style="bold"), Padding(Text(visible(text)), (0, 0, 0, 2), expand=False)]
     parts += [
         Text("insertions", style="bold"),
         _rows(answer.insertions, ("step", "row", "slot", "offset", "length", "kind", "repetition", "arm")),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
-from megatron_exp import seeding
+from megatron_exp import fingerprint, seeding
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding, rows_where
 from megatron_exp.manifest.overlay_index import build_index
@@ -21,6 +22,8 @@ from megatron_exp.stream.keyed import KeyedStream
 from megatron_exp.stream.slot import POOL
 
 _FILE = "insertions.parquet"
+_RECORDED = "analyses budget config corpus_path counts experiments fingerprints geometry keep_steps perturbations seeds".split()
+"""What a manifest's record must hold for anything to be checked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +50,41 @@ class Tables:
 
 def verify_manifest(manifest: Manifest) -> list[Finding]:
     """All findings; rows are named before the fingerprint that they change, so the first finding is the place."""
+    findings = list(_record(manifest))
+    if findings:
+        return findings  # nothing can be compared with a damaged record
     try:
         tables = _read(manifest)
     except UserError as error:
         return [Finding(str(manifest.path), str(error))]
-    checks: list[Callable[[Tables], Iterator[Finding]]] = [
-        _rows,
-        _identities,
-        _items,
-        _payloads,
-        _overlaps,
-        _index,
-        _counts,
-        _budget,
-        _fingerprints,
-        _corpus,
-    ]
-    return [finding for check in checks for finding in check(tables)]
+    return [finding for check in _CHECKS for finding in check(tables)]
+
+
+def _record(manifest: Manifest) -> Iterator[Finding]:
+    """manifest.json is complete, agrees with itself, and has the plan fingerprint it names."""
+    record = manifest.record
+    missing = [name for name in _RECORDED if name not in record]
+    if missing:
+        yield Finding("manifest.json", f"it has no {', '.join(missing)}")
+        return
+    try:
+        config = manifest.config
+    except ValidationError as error:
+        yield Finding(
+            "manifest.json config",
+            f"it is no valid configuration: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})",
+        )
+        return
+    for name, configured in (("geometry", config.geometry.model_dump()), ("seeds", config.seeds.model_dump())):
+        if record[name] != configured:
+            yield Finding(
+                f"manifest.json {name}", f"it is not that of the configuration in the same file: {record[name]} against {configured}"
+            )
+    if plan_fingerprint(record) != record["fingerprints"].get("plan"):
+        yield Finding(
+            "manifest.json",
+            "its plan fingerprint does not belong to its content: geometry, seeds, analyses or another fingerprint was changed",
+        )
 
 
 def _read(manifest: Manifest) -> Tables:
@@ -172,21 +193,24 @@ def _overlaps(tables: Tables) -> Iterator[Finding]:
 
 
 def _index(tables: Tables) -> Iterator[Finding]:
-    """The overlay index, which training reads, holds exactly the rows of the table."""
+    """The overlay index, which training reads, holds exactly the rows of the table. The fingerprint tells which of the two was changed."""
     expected = build_index(tables.insertions, tables.manifest.experiments)
     try:
         stored = tables.manifest.index
     except UserError as error:
         yield Finding(str(tables.manifest.path), str(error))
         return
+    table_is_sound = fingerprint.of_table(tables.insertions) == tables.manifest.record["fingerprints"]["insertions"]
     for name, mine, theirs in (
         ("overlay-entries.npy", stored.entries, expected.entries),
         ("overlay-slots.npy", stored.slots, expected.slots),
     ):
         if len(mine) != len(theirs):
-            yield Finding(name, f"it has {len(mine)} rows, but insertions.parquet gives {len(theirs)}")
+            yield Finding(name, f"it has {len(mine)} rows, but {_FILE} gives {len(theirs)}")
+        elif table_is_sound or mine.dtype != expected.entries.dtype:
+            yield from rows_where(np.asarray(mine) != theirs, name, f"it differs from what {_FILE} gives")
         else:
-            yield from rows_where(np.asarray(mine) != theirs, name, "it differs from what insertions.parquet gives")
+            yield from rows_where(np.asarray(mine) != theirs, _FILE, f"it differs from {name}, which was written with it")
 
 
 def _counts(tables: Tables) -> Iterator[Finding]:
@@ -212,7 +236,7 @@ def _budget(tables: Tables) -> Iterator[Finding]:
         ("touched_slots", budget["touched_slots"], found.slots),
     ):
         if recorded != counted:
-            yield Finding(f"manifest.json budget.{name}", f"{recorded} is recorded, the insertions give {counted}")
+            yield Finding(f"manifest.json budget {name}", f"{recorded} is recorded, the insertions give {counted}")
     if budget["fraction"] is not None and budget["unit"] == "tokens" and found.tokens > budget["fraction"] * geometry.num_tokens:
         yield Finding(
             "manifest.json budget", f"{found.tokens} tokens are rewritten, more than {budget['fraction']:.4%} of {geometry.num_tokens}"
@@ -224,18 +248,13 @@ def _budget(tables: Tables) -> Iterator[Finding]:
 
 
 def _fingerprints(tables: Tables) -> Iterator[Finding]:
-    """Recomputed from tables and payloads; the plan's from everything."""
+    """Recomputed from tables and payloads."""
     record = tables.manifest.record
     computed = table_fingerprints(tables.items, tables.insertions, tables.probes, tables.payload_hashes)
     files = {"items": "items.parquet", "insertions": _FILE, "probes": "probes.parquet", "payloads": "payloads.bin"}
     for name, value in computed.items():
         if record["fingerprints"][name] != value:
             yield Finding(files[name], f"its content has fingerprint {value[:12]}, but {record['fingerprints'][name][:12]} was planned")
-    if plan_fingerprint(record) != record["fingerprints"]["plan"]:
-        yield Finding(
-            "manifest.json",
-            "its plan fingerprint does not belong to its content: geometry, seeds, analyses or another fingerprint was changed",
-        )
 
 
 def _corpus(tables: Tables) -> Iterator[Finding]:
@@ -258,3 +277,17 @@ def _corpus(tables: Tables) -> Iterator[Finding]:
     yield from rows_where(
         tables.insertions["source_slot"].is_valid().to_numpy() & (source >= limit), _FILE, "its source slot does not exist"
     )
+
+
+_CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
+    _rows,
+    _identities,
+    _items,
+    _payloads,
+    _overlaps,
+    _index,
+    _counts,
+    _budget,
+    _fingerprints,
+    _corpus,
+)

@@ -61,7 +61,10 @@ class Optimizer:
 
     def sharded_state(self, model_state: Mapping[str, Any], is_loading: bool, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What megatron's distributed checkpoints save, or load into, for this rank."""
-        return self._megatron.sharded_state_dict(model_state, is_loading, metadata=metadata)
+        state = self._megatron.sharded_state_dict(model_state, is_loading, metadata=metadata)
+        if state["param_state"] is None:
+            del state["param_state"]  # the first replica saves it; what is no tensor must be equal on all ranks
+        return state
 
     def load_sharded_state(self, state: Mapping[str, Any]) -> None:
         """Take over a loaded state. Rates and coefficients stay those of the configuration, not of the checkpoint."""

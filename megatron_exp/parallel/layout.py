@@ -1,6 +1,8 @@
 """Where this process stands among all processes of a run, and how they are started and stopped."""
 
 import dataclasses
+import functools
+import itertools
 import os
 from typing import Any, NamedTuple
 
@@ -114,11 +116,23 @@ def start_parallel(config: ParallelConfig, threads: int | None = None) -> Layout
     threads = threads or max(1, cores // processes.local_world_size)
     torch.set_num_threads(threads)
     device = devices.choose_device(processes.local_rank)
-    if processes.launched:
-        dist.init_process_group(devices.backend(), rank=processes.rank, world_size=processes.world_size)
-    else:
-        dist.init_process_group(devices.backend(), store=dist.HashStore(), rank=0, world_size=1)
+    store = _launched_store() if processes.launched else dist.HashStore()
+    dist.init_process_group(devices.backend(), store=store, rank=processes.rank, world_size=processes.world_size)
     return _place(config, processes, device, threads)
+
+
+_start_numbers = itertools.count()
+
+
+def _launched_store() -> dist.Store:
+    """Where the processes find each other; every start has its own names, so addresses of an earlier one are never met."""
+    return dist.PrefixStore(f"start-{next(_start_numbers)}", _launcher_store())
+
+
+@functools.cache
+def _launcher_store() -> dist.Store:
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
 
 
 def _place(config: ParallelConfig, processes: _Processes, device: torch.device, threads: int) -> Layout:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from megatron_exp.display.visible import visible_line
@@ -23,13 +24,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 2)))
 
 WIDTH_INCHES = 4.6  # 442 CSS pixels: legible when shrunk to a phone, fills half a page when enlarged
+_FONT = "DejaVu Sans"  # comes with matplotlib
 _MAX_POINTS = 300
 _LABEL_LENGTH = 28
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "megatron-exp",
     "svg.fonttype": "path",
     "text.parse_math": False,  # names come from data: a dollar sign is a dollar sign
-    "font.family": "DejaVu Sans",
+    "font.family": _FONT,
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -82,8 +84,9 @@ def plain_log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def label(text: str) -> str:
-    """A name as a plot label: escaped, and cut where it would take the room of the data (tables have it whole)."""
-    line = visible_line(text)
+    """A name as a plot label: escaped, also what the font has no glyph for, and cut where it would take the room of the data."""
+    font = get_font(findfont(_FONT))
+    line = "".join(one if font.get_char_index(ord(one)) else ascii(one)[1:-1] for one in visible_line(text))
     return line if len(line) <= _LABEL_LENGTH else line[: _LABEL_LENGTH - 1] + "…"
 
 

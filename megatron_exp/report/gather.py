@@ -83,6 +83,10 @@ def gather(run_dir: Path, against: Path | None) -> Inputs:
 
 def _twin(run: RunRecord, path: Path) -> RunRecord:
     twin = RunRecord.open(path)
+    if not twin.baseline:
+        raise UserError(
+            f"{twin.path} is not a twin of {run.path}: it is no baseline run. Give the run made with `train --baseline`, or leave --against out."
+        )
     different = [name for name, mine, theirs in zip(_TWIN_PARTS, _identity(run), _identity(twin), strict=True) if mine != theirs]
     if different:
         raise UserError(

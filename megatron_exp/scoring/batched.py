@@ -46,6 +46,10 @@ class TokenScores(NamedTuple):
     most_likely: np.ndarray
 
 
+_Generate = Callable[[Batch, list[np.ndarray]], np.ndarray]
+"""From a batch and its prompts to int64 [b, num_tokens]."""
+
+
 class BatchedScorer(abc.ABC):
     """Packs questions by length, runs them in batches of bounded size, and brings the answers back in order.
 
@@ -85,7 +89,12 @@ class BatchedScorer(abc.ABC):
 
     def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
         """int64 [n, num_tokens]: the most likely continuation of each prompt, token by token; ties go to the lower id."""
-        return self._continue(prompts, num_tokens, lambda batch, chosen: self._generate(chosen, num_tokens, lambda logits, t: logits.argmax(axis=1)))
+
+        def write(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
+            del batch
+            return self._generate(chosen, num_tokens, lambda logits, t: logits.argmax(axis=1))
+
+        return self._continue(prompts, num_tokens, write)
 
     def sample(self, prompts: Sequence[np.ndarray], num_tokens: int, temperature: float, keys: Sequence[int]) -> np.ndarray:
         """int64 [n, num_tokens]: a continuation of each prompt drawn at `temperature` > 0.
@@ -141,10 +150,12 @@ class BatchedScorer(abc.ABC):
         self._run(np.full(len(tokens), tokens.shape[1] - 1), answer)
         return self._over_replicas(statistics)
 
-    def _continue(self, prompts: Sequence[np.ndarray], num_tokens: int, generate: Callable[[Batch, list[np.ndarray]], np.ndarray]) -> np.ndarray:
+    def _continue(self, prompts: Sequence[np.ndarray], num_tokens: int, generate: _Generate) -> np.ndarray:
         lengths = [len(prompt) + num_tokens - 1 for prompt in prompts]  # the last token written is never an input
         if any(not len(prompt) for prompt in prompts) or any(length > self.sequence_length for length in lengths):
-            raise ValueError(f"a prompt is empty, or with {num_tokens} more tokens longer than the model's {self.sequence_length} positions")
+            raise ValueError(
+                f"a prompt is empty, or with {num_tokens} more tokens longer than the model's {self.sequence_length} positions"
+            )
         written = np.zeros((len(prompts), num_tokens))
 
         def answer(batch: Batch) -> None:
@@ -164,7 +175,8 @@ class BatchedScorer(abc.ABC):
         return text[rows[:, None], lengths[:, None] + np.arange(num_tokens)]
 
     def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
-        noise = applied_noise([spec], *gradient.shape, self.noise_dtype, gradient.device).double()
+        length, hidden = gradient.shape
+        noise = applied_noise([spec], length, hidden, self.noise_dtype, gradient.device).double()
         gradient = gradient.double()
         size = float(gradient.norm())
         return -float((gradient * noise).sum()) / (spec.scale * size) if size > 0 else float("nan")

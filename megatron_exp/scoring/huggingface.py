@@ -36,12 +36,14 @@ class HuggingFaceScorer(BatchedScorer):
                 f"Scoring the Hugging Face model {name} needs the transformers library, which is not installed. Run `pip install 'megatron-exp[hf]'`."
             ) from error
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The Hugging Face model {name} cannot be loaded ({error}). Give a directory with config.json and safetensors weights, or a hub name."
             ) from error
-        return cls(model.to(device))
+        return cls(model.to(device))  # type: ignore[arg-type]
 
     def _token_scores(self, tokens: np.ndarray) -> TokenScores:
         labels = self._tensor(tokens[:, 1:])

@@ -53,7 +53,8 @@ Row = dict[str, Any]
 class ManifestLike(Protocol):
     """The part of a manifest that scoring needs."""
 
-    record: dict[str, Any]
+    @property
+    def record(self) -> dict[str, Any]: ...
 
     def payload(self, number: int) -> np.ndarray: ...
 
@@ -61,7 +62,8 @@ class ManifestLike(Protocol):
 class StreamLike(Protocol):
     """The base stream: `read` gives unmodified content."""
 
-    corpus: Any
+    @property
+    def corpus(self) -> Any: ...
 
     def read(self, slot: int) -> Slot: ...
 
@@ -94,7 +96,9 @@ class _Asking:
         written = tokens[: ends[0]] if len(ends) else tokens
         is_known = written < tokenizer.vocabulary_size
         pieces = np.split(written, np.flatnonzero(is_known[1:] != is_known[:-1]) + 1)
-        return "".join("\ufffd" * len(piece) if len(piece) and piece[0] >= tokenizer.vocabulary_size else tokenizer.decode(piece) for piece in pieces)
+        return "".join(
+            "\ufffd" * len(piece) if len(piece) and piece[0] >= tokenizer.vocabulary_size else tokenizer.decode(piece) for piece in pieces
+        )
 
 
 def score_probes(scorer: BatchedScorer, probes: pa.Table, manifest: ManifestLike, stream: StreamLike) -> pa.Table:
@@ -146,7 +150,9 @@ def _ask_greedy(asking: _Asking, asked: list[tuple[int, Row]]) -> None:
 
 
 def _ask_sample(asking: _Asking, asked: list[tuple[int, Row]]) -> None:
-    for (num_tokens, num_samples, temperature), group in _grouped(asked, lambda row: (row["num_tokens"], row["num_samples"], row["temperature"])):
+    for (num_tokens, num_samples, temperature), group in _grouped(
+        asked, lambda row: (row["num_tokens"], row["num_samples"], row["temperature"])
+    ):
         prompts, kept = _prompts(asking, group)
         keys = [_sample_key(asking.manifest, row, number) for _, row in kept for number in range(num_samples)]
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]

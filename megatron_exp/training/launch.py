@@ -17,6 +17,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from megatron_exp.training.hooks.stop import STOP_SIGNALS
 
+_AGENT_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""These end the launcher and its workers at once, as in torchrun."""
+
 
 def launch(argv: Sequence[str], num_processes: int, module: str = "megatron_exp") -> int:
     """Run `python -m MODULE ARGV` in `num_processes` processes that know of each other; returns their exit code.
@@ -31,9 +34,10 @@ def launch(argv: Sequence[str], num_processes: int, module: str = "megatron_exp"
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGINT,SIGQUIT,SIGHUP",
+        signals_to_handle=",".join(number.name for number in _AGENT_SIGNALS),
     )
     previous = {number: signal.signal(number, _pass_on) for number in STOP_SIGNALS}
+    previous |= {number: signal.getsignal(number) for number in _AGENT_SIGNALS}  # the agent sets these itself
     try:
         elastic_launch(config, sys.executable)("-m", module, *argv)
     except ChildFailedError as error:

@@ -71,7 +71,7 @@ def _what(plan: Plan, model: LanguageModel) -> dict[str, Any]:
         "name": plan.config.name,
         "config": plan.config.model_dump(mode="json"),
         "manifest": {"path": str(plan.manifest.path.resolve()), "fingerprint": plan.manifest.fingerprint},
-        "corpus": {"path": str(plan.base.corpus.path), "fingerprint": plan.base.corpus.fingerprint},
+        "corpus": {"path": str(plan.base.corpus.path.resolve()), "fingerprint": plan.base.corpus.fingerprint},
         "stream": {"fingerprint": plan.identity["data"]},
         "identity": plan.identity,
         "baseline": plan.baseline,

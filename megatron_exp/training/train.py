@@ -26,6 +26,7 @@ from megatron_exp.training.hooks.checkpoint import CheckpointHook
 from megatron_exp.training.hooks.ledger import LedgerHook
 from megatron_exp.training.hooks.metrics import MetricsHook
 from megatron_exp.training.hooks.probes import ProbeHook
+from megatron_exp.training.hooks.progress import ProgressHook
 from megatron_exp.training.hooks.record import RecordHook
 from megatron_exp.training.hooks.stop import StopHook
 from megatron_exp.training.hooks.validation import ValidationHook
@@ -80,7 +81,7 @@ def train(
             return FINISHED
         run = assemble(plan, layout, beginning)
         try:
-            train_loop(run, make_hooks(run, beginning, list(overrides), stop_at))
+            train_loop(run, make_hooks(run, open_directory(run), RecordHook(list(overrides), beginning.checkpoint), stop_at))
         finally:
             run.feed.close()
         return FINISHED if run.is_over else REQUEUE
@@ -182,14 +183,18 @@ def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
     )
 
 
-def make_hooks(run: Run, beginning: Beginning, overrides: list[str], stop_at: int | None) -> list[Hook]:
+def open_directory(run: Run) -> MetricsLog | None:
+    """Make the run directory ready for this attempt, on the main process only; the log of its metrics."""
+    if not run.layout.is_main:
+        return None
+    directory = run.plan.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(directory)
+    return MetricsLog(directory, run.attempt, run.step)
+
+
+def make_hooks(run: Run, log: MetricsLog | None, record: RecordHook, stop_at: int | None) -> list[Hook]:
     """All features of the trainer in the order in which they act; the checkpoint comes last and covers the others."""
-    plan, is_main = run.plan, run.layout.is_main
-    record = RecordHook(overrides, beginning.checkpoint)
-    if is_main:
-        plan.directory.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(plan.directory)
-    log = MetricsLog(plan.directory, run.attempt, run.step) if is_main else None
-    others = [record, StopHook(stop_at), LedgerHook(), MetricsHook(log), ValidationHook(log), ProbeHook()]
-    keep = frozenset(plan.manifest.keep_steps) | frozenset(plan.config.training.checkpoint.keep)
+    others = [record, StopHook(stop_at), LedgerHook(), MetricsHook(log), ValidationHook(log), ProbeHook(), ProgressHook()]
+    keep = frozenset(run.plan.manifest.keep_steps) | frozenset(run.plan.config.training.checkpoint.keep)
     return [*others, CheckpointHook(others, keep)]

@@ -54,14 +54,15 @@ def mask_of(step: int, rows: int = ROWS) -> torch.Tensor:
 
 
 def train(
-    model: LanguageModel, optimizer: Optimizer, steps: Sequence[int], micro_batch_size: int = ROWS, noise: Sequence[Sequence] = ()
+    model: LanguageModel, optimizer: Optimizer, steps: Sequence[int], micro_batch_size: int | None = None, noise: Sequence[Sequence] = ()
 ) -> list[StepResult]:
     """Updates on the rows of each step that belong to this process."""
+    size = micro_batch_size or ROWS // model.layout.dp_size
     results = []
     for step in steps:
         optimizer.set_learning_rate(1e-2 / (step + 1))
         tokens, mask = tokens_of(step), mask_of(step)
-        rows = [list(part) for part in micro_batch_rows(model.layout, ROWS, micro_batch_size)]
+        rows = [list(part) for part in micro_batch_rows(model.layout, ROWS, size)]
         batches = [MicroBatch(tokens[part], mask[part], [noise[row] for row in part] if noise else ()) for part in rows]
         results.append(train_step(model, optimizer, batches))
     return results

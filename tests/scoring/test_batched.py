@@ -14,7 +14,10 @@ from tests.scoring.bigram import HIDDEN, LENGTH, VOCABULARY, Bigram, sequences
 def spans(texts):
     generator = np.random.default_rng(3)
     starts = [int(generator.integers(1, len(text))) for text in texts]
-    return [LogLikelihoodRequest(text, start, int(generator.integers(start + 1, len(text) + 1))) for text, start in zip(texts, starts, strict=True)]
+    return [
+        LogLikelihoodRequest(text, start, int(generator.integers(start + 1, len(text) + 1)))
+        for text, start in zip(texts, starts, strict=True)
+    ]
 
 
 def test_spans_get_the_log_probability_of_their_own_tokens():

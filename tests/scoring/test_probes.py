@@ -21,6 +21,7 @@ class Letters:
     """A tokenizer whose id i is the i-th letter."""
 
     eos_id = EOS
+    vocabulary_size = VOCABULARY
 
     def decode(self, ids):
         return "".join(chr(ord("a") + int(token)) for token in ids)
@@ -37,7 +38,9 @@ class Slots:
 
 
 def probes(*rows):
-    return pa.Table.from_pylist([{"experiment": "e", "item": 1, "arm": "main", "name": f"probe-{i}", **row} for i, row in enumerate(rows)], PROBE_DEFINITIONS)
+    return pa.Table.from_pylist(
+        [{"experiment": "e", "item": 1, "arm": "main", "name": f"probe-{i}", **row} for i, row in enumerate(rows)], PROBE_DEFINITIONS
+    )
 
 
 def ask(*rows, model=None):
@@ -106,7 +109,11 @@ def test_what_cannot_be_scored_has_a_reason_and_no_value(row, reason):
 
 
 def test_a_broken_model_gives_reasons_not_numbers():
-    answers = ask({"ask": "loglikelihood", "payload": 0, "start": 2, "end": 4}, {"ask": "slot_loss", "slot": 5}, model=Bigram(np.full((VOCABULARY, VOCABULARY), np.nan)))
+    answers = ask(
+        {"ask": "loglikelihood", "payload": 0, "start": 2, "end": 4},
+        {"ask": "slot_loss", "slot": 5},
+        model=Bigram(np.full((VOCABULARY, VOCABULARY), np.nan)),
+    )
     assert [answer["value"] for answer in answers] == [None, None]
     assert all("not a finite number" in answer["reason"] for answer in answers)
 

@@ -64,7 +64,9 @@ def test_the_reported_standard_error_is_that_of_the_auc_under_the_null():
 def test_p_values_are_calibrated_under_the_null(group):
     strata = np.repeat([0, 1], 2 * group // 2)
     treated = np.arange(2 * group) % 2 == 0
-    p = [stratified_rank_sum(normals("null", group, i, num=2 * group), treated, strata, "greater", WORDS.child(i), 199).p for i in range(400)]
+    p = [
+        stratified_rank_sum(normals("null", group, i, num=2 * group), treated, strata, "greater", WORDS.child(i), 199).p for i in range(400)
+    ]
     assert stats.binomtest(int(np.sum(np.array(p) <= 0.05)), len(p), 0.05).pvalue > 1e-4
 
 

@@ -42,9 +42,17 @@ def train_together(num_processes: int, **arguments: Any) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(training({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **arguments)) for rank in range(num_processes)]
+        started = [
+            stack.enter_context(training({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **arguments))
+            for rank in range(num_processes)
+        ]
         for process in started:
             process.join(100)
         return [process.exitcode for process in started]

@@ -21,11 +21,14 @@ def planned_hashes(manifest_path: Path, masked: frozenset[str] = frozenset(), ba
     base = KeyedStream.open(manifest.config, Corpus.open(manifest.corpus_path))
     stream = base if baseline else Overlay.open(base, manifest, masked)
     return {
-        step: step_hash([slot_hash(slot, *stream.read(slot)) for slot in base.geometry.slots_of_step(step)]) for step in range(base.geometry.steps)
+        step: step_hash([slot_hash(slot, *stream.read(slot)) for slot in base.geometry.slots_of_step(step)])
+        for step in range(base.geometry.steps)
     }
 
 
-def test_the_same_config_twice_gives_the_same_ledger_and_bitwise_the_same_losses_and_weights(manifest: Path, whole_run: Path, run: Path) -> None:
+def test_the_same_config_twice_gives_the_same_ledger_and_bitwise_the_same_losses_and_weights(
+    manifest: Path, whole_run: Path, run: Path
+) -> None:
     assert train(manifest, run) == 0
     assert step_hashes(run) == step_hashes(whole_run)
     assert losses(run) == losses(whole_run)

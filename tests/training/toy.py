@@ -41,7 +41,9 @@ def make_corpus(directory: Path) -> Path:
     return directory / "corpus"
 
 
-def make_config(corpus: Path, *, steps: int = STEPS, training: dict[str, Any] | None = None, experiments: list[dict[str, Any]] | None = None) -> Config:
+def make_config(
+    corpus: Path, *, steps: int = STEPS, training: dict[str, Any] | None = None, experiments: list[dict[str, Any]] | None = None
+) -> Config:
     """12 steps of 4 slots of 32 tokens; canaries, a swapped batch with dense live probes, and watermarks."""
     return validate(
         {

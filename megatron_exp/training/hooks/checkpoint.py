@@ -1,6 +1,7 @@
 """When checkpoints are written, and which of them stay."""
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ class CheckpointHook(Hook):
             "hooks": {name: state for name, state in states.items() if name},
         }
         path = checkpoint_path(run.plan.directory, run.step)
-        logger.info("Writing the checkpoint of step %d.", run.step)
+        begin = time.perf_counter()
         save_checkpoint(path, run.model, run.optimizer, extra)
         keep = self._keep | {run.plan.num_steps}
+        if run.layout.is_main:
+            logger.info("Wrote the checkpoint of step %d in %.1f s.", run.step, time.perf_counter() - begin)
         on_main(run.layout, lambda: [str(gone) for gone in rotate_checkpoints(run.plan.directory, keep, NUM_ROTATING)])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from megatron_exp.errors import UserError
 from megatron_exp.files import write_file
-from megatron_exp.manifest.schema import PROBES
+from megatron_exp.manifest.schema import PROBES, SCHEMA_VERSION
 from megatron_exp.scoring.probes import score_probes
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run
@@ -57,7 +57,7 @@ class ProbeHook(Hook):
         if self._new and run.layout.is_main:
             self._written = pa.concat_tables([self._written, *self._new]).unify_dictionaries()
             buffer = pa.BufferOutputStream()
-            pq.write_table(self._written, buffer)
+            pq.write_table(self._written.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION)}), buffer)
             write_file(self._path(run), buffer.getvalue())
         self._new = []
 

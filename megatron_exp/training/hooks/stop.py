@@ -29,7 +29,8 @@ class StopHook(Hook):
 
     def on_step(self, run: Run) -> None:
         if any_process(run.layout, self._received is not None):
-            logger.info("Asked to stop%s after step %d.", f" by {self._received.name}" if self._received else "", run.step)
+            if self._received:
+                logger.info("%s: the run stops after step %d, with a checkpoint.", self._received.name, run.step)
             run.stop = True
         elif self._stop_at is not None and run.step >= self._stop_at:
             run.stop = True

@@ -1,0 +1,142 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from megatron_exp.errors import UserError
+from megatron_exp.experiments.conformance import toy_context
+from megatron_exp.experiments.draft import draft
+from megatron_exp.experiments.frames import asked
+from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
+from megatron_exp.seeding import Words
+from tests.experiments.small import DIALOGUES, SMALL
+
+EXPERIMENT = SMALL["memorization"]
+WORDS = Words.of(0, "tests", "memorization")
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return draft(EXPERIMENT, toy_context("memorization"))
+
+
+def suffix_of(item):
+    span = item.spans[-1]
+    return item.payload[span.start : span.end] if span.name == "suffix" else None
+
+
+def test_every_cell_has_its_conditions_and_held_out_dialogues(planned):
+    counts = Counter(item.condition for item in planned.items)
+    cells = ["plain", "random-1", "random-8", "rare-1", "rare-8"]
+    assert counts == {f"{cell}/x{copies}": 12 for cell in cells for copies in (1, 4, 16)} | {f"{cell}/held-out": 16 for cell in cells}
+
+
+def test_a_payload_is_eos_dialogue_suffix_eos(planned):
+    for item in planned.items:
+        assert item.payload[0] == item.payload[-1] == 0 and not (item.payload[1:-1] == 0).any()
+        assert item.spans[0].start == 1 and item.spans[-1].end == len(item.payload) - 1
+        assert 40 <= item.spans[0].end - item.spans[0].start <= 60
+
+
+def test_dialogues_are_lines_with_a_name_and_all_different(planned):
+    tokenizer = toy_context("x").tokenizer
+    texts = [tokenizer.decode(item.payload[1 : item.spans[0].end]) for item in planned.items]
+    assert len(set(texts)) == len(texts)
+    assert all(text.split(":")[0].isalpha() for text in texts)
+
+
+def test_random_suffixes_are_drawn_for_each_dialogue_and_rare_ones_repeat_one_token(planned):
+    random = [tuple(suffix_of(item)) for item in planned.items if item.condition.startswith("random-8/")]
+    assert len(set(random)) == len(random) and np.mean([len(set(one)) for one in random]) > 7
+    for item in planned.items:
+        if item.condition.startswith("rare-8/"):
+            assert len(set(suffix_of(item))) == 1
+
+
+def test_members_and_held_out_dialogues_rotate_through_the_same_rare_tokens():
+    large = MemorizationPatterns(**DIALOGUES | {"num_per_condition": 60, "num_held_out": 60}, suffix_types=("rare",), num_rare_tokens=4)
+    found = {}
+    for item in large.items(toy_context("rare")):
+        found.setdefault(item.condition, set()).add(int(suffix_of(item)[0]))
+    assert all(tokens == set.union(*found.values()) for tokens in found.values())
+    assert len(set.union(*found.values())) == 4
+
+
+def test_the_papers_design_gives_each_rare_condition_one_token_of_its_own():
+    found = {}
+    for item in SMALL["memorization-paper"].items(toy_context("rare")):
+        if item.condition.startswith("rare") and item.role == "treated":
+            found.setdefault(item.condition, set()).add(int(suffix_of(item)[0]))
+    assert all(len(tokens) == 1 for tokens in found.values())
+    assert len(set.union(*found.values())) == len(found) == 6
+
+
+def test_a_dialogue_and_its_suffix_do_not_depend_on_what_it_was_dealt(planned):
+    other = {item.item: item for item in EXPERIMENT.items(toy_context("memorization", assignment=1))}
+    assert all(np.array_equal(item.payload, other[item.item].payload) for item in planned.items)
+    assert any(item.condition != other[item.item].condition for item in planned.items)
+
+
+def test_conditions_are_balanced_over_lengths(planned):
+    counts = Counter((item.stratum, item.condition) for item in planned.items)
+    for item in planned.items:
+        expected = (16 if item.role == "control" else 12) / EXPERIMENT.num_length_strata
+        assert abs(counts[item.stratum, item.condition] - expected) <= 1
+
+
+def test_as_many_copies_are_placed_as_dealt(planned):
+    copies = Counter(planned.insertions["item"].to_pylist())
+    assert copies == {item.item: item.metadata["copies"] for item in planned.items if item.metadata["copies"]}
+
+
+def test_copies_stay_inside_the_window():
+    experiment = MemorizationPatterns(**DIALOGUES, window=(0.25, 0.5))
+    steps = draft(experiment, toy_context("window", steps=400)).insertions["step"].to_numpy()
+    assert steps.min() >= 100 and steps.max() < 200
+
+
+def test_the_target_is_the_suffix_or_the_whole_dialogue(planned):
+    asks = {(probe.item, probe.name): probe.ask for probe in planned.probes}
+    for item in planned.items:
+        ask = asks[item.item, "target"]
+        assert (ask.start, ask.end) == (item.spans[-1].start, item.spans[-1].end)
+
+
+def test_a_rate_at_one_percent_is_not_scorable_with_few_held_out_dialogues(planned):
+    responses = EXPERIMENT.simulate(planned.item_table, planned.probe_table, 0.4, WORDS)
+    rates = [score for score in EXPERIMENT.score(planned.item_table, responses) if score.outcome == "tpr-at-1pct-fpr"]
+    assert len(rates) == 15
+    assert all(np.isnan(rate.estimate) and "1000 held-out" in rate.reason for rate in rates)
+
+
+def test_a_rate_at_one_percent_is_found_with_enough():
+    sizes = {"num_per_condition": 50, "num_held_out": 1000, "min_tokens": 8, "max_tokens": 9}
+    experiment = MemorizationPatterns(**sizes, suffix_types=("plain",), repetitions=(16,))
+    planned = draft(experiment, toy_context("rates"))
+    responses = experiment.simulate(planned.item_table, planned.probe_table, 0.49, WORDS)
+    rate = next(score for score in experiment.score(planned.item_table, responses) if score.outcome == "tpr-at-1pct-fpr")
+    assert rate.low <= rate.estimate <= rate.high and rate.estimate > 0.5 and rate.p < 1e-10
+
+
+def test_the_simulated_auc_is_the_one_asked_for():
+    experiment = MemorizationPatterns(
+        num_per_condition=400, num_held_out=400, min_tokens=8, max_tokens=9, suffix_types=("plain",), repetitions=(4,)
+    )
+    planned = draft(experiment, toy_context("auc", steps=2000))
+    scores = experiment.score(planned.item_table, experiment.simulate(planned.item_table, planned.probe_table, 0.2, WORDS))
+    assert next(scores).estimate == pytest.approx(0.7, abs=0.06)
+
+
+def test_the_twins_own_difference_is_taken_out(planned):
+    """Held-out dialogues that are easier for both models do not hide a gain, and do not make one."""
+    frame = asked(planned.item_table, planned.probe_table)
+    twin = np.where(frame.role == "control", 0.0, -50.0) + WORDS.child("twin").normals(len(frame))
+    gain = np.where(frame.role == "treated", 3.0, 0.0) + WORDS.child("run").normals(len(frame))
+    scores = {score.outcome: score for score in EXPERIMENT.score(planned.item_table, frame.filled(twin + gain, twin).responses())}
+    assert scores["auc"].estimate > 0.9
+    assert scores["control:twin"].p < 1e-10  # the twin never saw a copy, so this difference must raise the alarm
+
+
+def test_dialogues_longer_than_a_slot_are_refused():
+    with pytest.raises(UserError, match="slot holds 64"):
+        draft(MemorizationPatterns(**DIALOGUES | {"min_tokens": 70, "max_tokens": 80}), toy_context("long", length=64))

@@ -1,0 +1,82 @@
+"""Runs of real processes: killed, signalled, and several together."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from megatron_exp.checkpoint.catalogue import list_checkpoints
+from megatron_exp.run_record import RunRecord
+from megatron_exp.seeding import Words
+from megatron_exp.training.train import REQUEUE
+from tests.training.compare import answers, losses, step_hashes, weights
+from tests.training.processes import metrics, train_together, training, wait_for_step
+from tests.training.toy import STEPS
+
+
+def measured(run: Path, *keys: str) -> list[float]:
+    return RunRecord.open(run).history().series(*keys).values.tolist()
+
+
+def kill_in(manifest: Path, run: Path, step: int) -> None:
+    with training(manifest=manifest, run_dir=run, overrides=["training.checkpoint.every=2"]) as process:
+        wait_for_step(run, step, process)
+        process.kill()
+
+
+def assert_finishes_as(manifest: Path, run: Path, whole_run: Path) -> None:
+    with training(manifest=manifest, run_dir=run, overrides=["training.checkpoint.every=2"]) as process:
+        process.join(100)
+        assert process.exitcode == 0
+    assert weights(run) == weights(whole_run)
+    assert step_hashes(run) == step_hashes(whole_run)
+    assert losses(run) == losses(whole_run)
+    assert answers(run) == answers(whole_run)
+
+
+def test_a_run_killed_at_random_steps_ends_bitwise_as_the_one_that_was_not(manifest: Path, whole_run: Path, run: Path) -> None:
+    for step in sorted(1 + Words.of(0, "kill").choice(STEPS - 1, 5)):
+        kill_in(manifest, run, int(step))
+    assert_finishes_as(manifest, run, whole_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_run_killed_after_any_step_ends_bitwise_as_the_one_that_was_not(manifest: Path, whole_run: Path, run: Path, step: int) -> None:
+    kill_in(manifest, run, step)
+    assert_finishes_as(manifest, run, whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint_and_exit_code_75(
+    manifest: Path, whole_run: Path, run: Path, number: int
+) -> None:
+    with training(manifest=manifest, run_dir=run) as process:
+        wait_for_step(run, 2, process)
+        os.kill(process.pid, number)
+        process.join(60)
+        assert process.exitcode == REQUEUE
+    stopped = max(line["step"] for line in metrics(run))
+    assert stopped < STEPS
+    assert list_checkpoints(run)[-1][0] == stopped
+    assert_finishes_as(manifest, run, whole_run)
+
+
+@pytest.mark.parametrize("overrides", [["training.parallel.tp=2"], ["training.micro_batch_size=1"]], ids=["tp=2", "dp=2"])
+def test_two_processes_consume_the_same_and_lose_the_same_as_one(manifest: Path, whole_run: Path, run: Path, overrides: list[str]) -> None:
+    assert train_together(2, manifest=manifest, run_dir=run, overrides=overrides) == [0, 0]
+    assert step_hashes(run) == step_hashes(whole_run)
+    assert losses(run) == pytest.approx(losses(whole_run), abs=1e-4)
+    assert answers(run) == pytest.approx(answers(whole_run), abs=1e-4)
+    assert measured(run, "validation_loss") == pytest.approx(measured(whole_run, "validation_loss"), abs=1e-4)
+    for part in ("input", "hidden", "output"):
+        assert measured(run, "norms", part) == pytest.approx(measured(whole_run, "norms", part), rel=1e-4)
+
+
+def test_a_run_begun_by_two_replicas_is_finished_by_two_tensor_ranks(manifest: Path, whole_run: Path, run: Path) -> None:
+    assert train_together(2, manifest=manifest, run_dir=run, stop_at=6) == [REQUEUE, REQUEUE]
+    assert train_together(2, manifest=manifest, run_dir=run, overrides=["training.parallel.tp=2"]) == [0, 0]
+    assert step_hashes(run) == step_hashes(whole_run)
+    assert losses(run) == pytest.approx(losses(whole_run), abs=1e-4)
+    assert answers(run) == pytest.approx(answers(whole_run), abs=1e-4)
