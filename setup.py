@@ -13,19 +13,17 @@ REQUIREMENTS = [
     "gigatoken>=0.10,<0.11",  # beta; only its in-memory batch encoder is used, so every new release is tried first
     "jinja2>=3.1",
     "matplotlib>=3.9",
-    "megatron-core>=0.16.1,<0.17",  # 0.16.1 is the last line for Python 3.11; its checkpoints were unsafe before 0.15.3 (CVE-2026-24152)
+    "megatron-core>=0.16.1,<0.17",  # what everything is tested with; its checkpoints were unsafe before 0.15.3 (CVE-2026-24152)
     "numba>=0.61",
     "numpy>=2",
     "orjson>=3.10",
-    "psutil>=6",  # megatron-core's checkpoint writer imports it without declaring it, and hangs where it is missing
+    "psutil>=6",  # ours, and megatron-core's checkpoint writer imports it without declaring it
     "pyarrow>=17",
     "pydantic>=2.8",
     "pyyaml>=6",
     "rich>=13",
-    "safetensors>=0.4.5",
     "scipy>=1.14",
     "sentencepiece>=0.2",
-    "statsmodels>=0.14.3",
     "tensorboard>=2.18",
     "tokenizers>=0.21",
     "torch>=2.10",  # earlier loaders execute code from a crafted checkpoint (CVE-2026-24747)
@@ -50,7 +48,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_exp", "megatron_exp.*"]),
-    package_data={"megatron_exp.report": ["templates/*"]},
+    package_data={"megatron_exp": ["py.typed"], "megatron_exp.report": ["templates/*"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-exp = megatron_exp.cli.main:entry"]},

@@ -40,7 +40,7 @@ TORCH_FREE_MODULES = [
     "megatron_exp.ledger",
     "megatron_exp.report",
 ]
-SLOW_TO_IMPORT = {"duckdb", "matplotlib", "numba", "scipy.stats", "sentencepiece", "statsmodels", "tokenizers"}
+SLOW_TO_IMPORT = {"duckdb", "matplotlib", "numba", "scipy.stats", "sentencepiece", "tokenizers"}
 
 
 def part_of(name: str) -> str:

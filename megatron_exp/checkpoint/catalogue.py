@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 RECORD = "checkpoint.json"
 FILE_LIST = "files.json"
 MARKER = "COMPLETE"
+_UNFINISHED = ".partial"
+"""Ending of the names under which `files.durable_directory` builds a directory."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -66,7 +68,10 @@ def _check_file(directory: Path, name: str, expected: Mapping[str, Any]) -> str 
 
 def _unlisted(directory: Path, listed: Collection[str]) -> list[str]:
     present = {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
-    return [f"{directory / name} is not in {FILE_LIST}: it was not written with this checkpoint." for name in sorted(present - {*listed, FILE_LIST, MARKER})]
+    return [
+        f"{directory / name} is not in {FILE_LIST}: it was not written with this checkpoint."
+        for name in sorted(present - {*listed, FILE_LIST, MARKER})
+    ]
 
 
 def require_sound(directory: Path) -> None:
@@ -103,8 +108,11 @@ def read_record(directory: Path) -> dict[str, Any]:
 def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int = 2) -> list[Path]:
     """Remove checkpoints but the `keep` steps and the newest `num_rotating` sound others; returns what was removed.
 
-    Nothing is removed while fewer than that many others are sound: a damaged checkpoint never costs a sound one.
+    Nothing is removed while fewer than that many others are sound: a damaged checkpoint never costs a sound one. What a killed
+    process left half-written goes too, so call this only where no other process writes checkpoints of the run.
     """
+    for leftover in (Path(run_dir) / "checkpoints").glob(f"step-*{_UNFINISHED}"):
+        shutil.rmtree(leftover)
     sound = 0
     removed = []
     for step, path in reversed(list_checkpoints(run_dir)):
@@ -119,6 +127,7 @@ def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int =
 
 
 def _remove(path: Path) -> None:
-    """The marker goes first: what a crash leaves behind is no checkpoint."""
-    (path / MARKER).unlink()
-    shutil.rmtree(path)
+    """One rename makes it no checkpoint; what a crash leaves behind is a leftover of the next rotation."""
+    doomed = path.with_name(f"{path.name}.removed{_UNFINISHED}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)

@@ -46,22 +46,29 @@ def save_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer 
 def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer | None) -> dict[str, Any]:
     """Check the files, then load weights and, where `optimizer` is given, its state; returns the `extra` of `save_checkpoint`.
 
+    Weights alone are for a model without an optimizer: one that exists keeps masters of its own, which would win at the next step.
+
     Raises:
         UserError: where a file is damaged, missing or unlisted, or the checkpoint is of another model, or holds no optimizer state.
     """
+    assert optimizer or not model.training_chunks, "load weights before the optimizer is built"
     directory = Path(directory)
     _require_sound_everywhere(directory, model.layout)
     record = catalogue.read_record(directory)
     _check_model(directory, record, model)
     if optimizer and record["optimizer"] is None:
-        raise UserError(f"{directory} holds weights only, so training cannot go on from it. Resume from a checkpoint that has optimizer state.")
+        raise UserError(
+            f"{directory} holds weights only, so training cannot go on from it. Resume from a checkpoint that has optimizer state."
+        )
     loaded, unread, absent = dist_checkpointing.load(
         _state(model, optimizer, is_loading=True), str(directory), strict=StrictHandling.RETURN_ALL
     )
     differing = absent | (unread if optimizer else {key for key in unread if not key.startswith("optimizer.")})
     if differing:
         names = ", ".join(sorted(differing)[:5])
-        raise UserError(f"{directory} is not a checkpoint of this model: {names} are in one but not in the other. Use the model configuration it was saved with.")
+        raise UserError(
+            f"{directory} is not a checkpoint of this model: only one of them has {names}. Use the model configuration it was saved with."
+        )
     model.chunks[0].load_state_dict(loaded["model"], strict=True)
     if optimizer:
         optimizer.load_sharded_state(loaded["optimizer"])
@@ -153,9 +160,15 @@ def _hash_files(directory: Path, layout: Layout) -> dict[str, str]:
 def _check_model(directory: Path, record: dict[str, Any], model: LanguageModel) -> None:
     ours = dataclasses.asdict(model.shape)
     ignored = {"preset", "sequence_length"}  # neither changes a weight
-    differing = [f"{name} {record['shape'][name]} (here {ours[name]})" for name in ours if name not in ignored and record["shape"][name] != ours[name]]
+    differing = [
+        f"{name} {record['shape'][name]} (here {ours[name]})"
+        for name in ours
+        if name not in ignored and record["shape"][name] != ours[name]
+    ]
     if differing:
-        raise UserError(f"{directory} is a checkpoint of another model: {', '.join(differing)}. Use the model configuration it was saved with.")
+        raise UserError(
+            f"{directory} is a checkpoint of another model: {', '.join(differing)}. Use the model configuration it was saved with."
+        )
 
 
 def _check_restored(directory: Path, saved: OptimizerSummary, restored: OptimizerSummary) -> None:

@@ -34,14 +34,12 @@ class InProcessSave(TorchDistSaveShardedStrategy):
 def _write(transforms: list[Any], rank: int, buckets: list[Any], results: queue.SimpleQueue) -> None:
     """What megatron's writer does in its forks, one bucket (file) after the other; `results` gets {bucket: written items} or an exception."""
     del rank
-    written: dict[int, Any] | Exception = {}
+    written: dict[int, Any] = {}
     for index, bucket in enumerate(buckets):
-        answers, running = queue.SimpleQueue(), queue.Queue()
+        answers: queue.SimpleQueue = queue.SimpleQueue()
+        running: queue.Queue = queue.Queue()
         running.put(index)
         filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, index, bucket, answers, running, use_fsync=True)
-        _, answer = answers.get()
-        if isinstance(answer, Exception):
-            written = answer
-            break
-        written[index] = answer
-    results.put(written)
+        _, written[index] = answers.get()
+    failed = [answer for answer in written.values() if isinstance(answer, Exception)]
+    results.put(failed[0] if failed else written)

@@ -9,7 +9,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def count(number: float | None) -> str:
     """A count: whole up to a million with thousands separators, then 1.23M, 4.56B."""
-    if not is_number(number):
+    if number is None or math.isnan(number):
         return ABSENT
     for size, letter in _MAGNITUDES:
         if abs(number) >= size:
@@ -24,7 +24,7 @@ def counted(number: int, noun: str) -> str:
 
 def measured(number: float | None, digits: int = 3) -> str:
     """A measurement with `digits` significant digits and a true minus sign."""
-    if not is_number(number):
+    if number is None or math.isnan(number):
         return ABSENT
     if number == 0 or math.isinf(number):
         return "0" if number == 0 else "∞" if number > 0 else "−∞"
@@ -36,12 +36,12 @@ def measured(number: float | None, digits: int = 3) -> str:
 def signed(number: float | None, digits: int = 3) -> str:
     """Like `measured`, with a plus sign where positive."""
     text = measured(number, digits)
-    return f"+{text}" if is_number(number) and number > 0 else text
+    return f"+{text}" if number is not None and number > 0 else text
 
 
 def probability(number: float | None) -> str:
     """A p-value."""
-    if not is_number(number):
+    if number is None or math.isnan(number):
         return ABSENT
     if number == 0:
         return "< 10⁻³⁰⁰"
@@ -50,7 +50,7 @@ def probability(number: float | None) -> str:
 
 def percent(fraction: float | None) -> str:
     """A fraction in percent, two significant digits at least: 1.80%, 0.0031%."""
-    if not is_number(fraction):
+    if fraction is None or math.isnan(fraction):
         return ABSENT
     if fraction == 0:
         return "0%"
@@ -68,7 +68,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """A time span in the two largest fitting units."""
-    if not is_number(seconds):
+    if seconds is None or math.isnan(seconds):
         return ABSENT
     if seconds < 60:
         return f"{seconds:.0f} s"

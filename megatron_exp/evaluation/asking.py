@@ -48,7 +48,7 @@ class Examiner:
                 parts.append(unanswered(self.probes, rows, subject.label, state, f"the {subject.label} has no checkpoint of this state"))
                 continue
             logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
-            answers = score_probes(Scorer(self._model(subject, state)), self.probes.take(pa.array(rows)), self.manifest, self.stream)
+            answers = score_probes(Scorer(self.loaded(subject, state)), self.probes.take(pa.array(rows)), self.manifest, self.stream)
             parts.append(stamped(answers, subject.label, state))
         return parts
 
@@ -59,7 +59,8 @@ class Examiner:
             return live_responses(self.probes, asked, PROBES.empty_table(), subject.label, reason)
         return live_responses(self.probes, asked, read_recorded(subject.record.path), subject.label)
 
-    def _model(self, subject: Subject, state: int) -> LanguageModel:
+    def loaded(self, subject: Subject, state: int) -> LanguageModel:
+        """The subject's model in one state, until the next call."""
         training = subject.record.record["config"]["training"]
         numbers = subject.record.record["model"]
         shape = ModelShape(**{field.name: numbers[field.name] for field in dataclasses.fields(ModelShape)})

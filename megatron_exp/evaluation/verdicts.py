@@ -62,7 +62,7 @@ def row_verdict(score: Score, outcome: Outcome, p_corrected: float) -> str:
     """The verdict of one tested row whose experiment's controls hold."""
     if score.reason or math.isnan(p_corrected):
         return f"{NOT_SCORABLE}: {score.reason or 'no test was possible'}"
-    if p_corrected < 1.0 - score.level:
+    if p_corrected < round(1.0 - score.level, 9):  # 1 - 0.95 is a little above 0.05
         return DETECTED
     return EQUIVALENT if is_equivalent(score, outcome) else NOT_DETECTED
 

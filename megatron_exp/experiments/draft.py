@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.protocol import Experiment, Item, Probe, Request
-from megatron_exp.experiments.requests import check_items, copies_of
-from megatron_exp.experiments.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
+from megatron_exp.experiments.requests import check_items, copies_of, ranked
+from megatron_exp.experiments.tables import Wanted, insertions_table, item_rows, probe_rows, table_of
 from megatron_exp.manifest import schema
 from megatron_exp.placement.place import place
 
@@ -42,16 +42,12 @@ def draft(experiment: Experiment, context: Context) -> Draft:
     name, geometry, seed = context.experiment, context.geometry, context.seeds.placement
     items = list(experiment.items(context))
     check_items(name, items, geometry, context.vocabulary_size)
-    requests = sorted(experiment.requests(items, context), key=lambda request: (request.item, request.arm, request.kind))
+    requests = ranked(name, list(experiment.requests(items, context)))
     by_name = {(item.item, item.arm): item for item in items}
-    wanted = [(by_name[request.item, request.arm], request) for request in requests]
-    copies = [copies_of(name, item, request, geometry, seed) for item, request in wanted]
-    planned = [
-        PlannedRequest(experiment=name, item=item, request=request, copies=rows, placed=placed)
-        for (item, request), rows, placed in zip(wanted, copies, place(copies, geometry), strict=True)
-    ]
+    wanted = [Wanted(name, by_name[request.item, request.arm], request) for request in requests]
+    placement = place([copies_of(*one, geometry, seed) for one in wanted], geometry)
     store = MemoryPayloads()
-    insertions = insertions_table(planned, store, geometry, seed)
+    insertions = insertions_table(wanted, placement, store, geometry, seed)
     probes = list(experiment.probes(items, insertions, context))
     rows = [row | {"probe_id": number} for number, row in enumerate(probe_rows(name, probes, store))]
     return Draft(

@@ -25,7 +25,7 @@ Example (context-extraction, template 2; the trigger is ten U+2637):
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +88,21 @@ _QUESTIONS = (
 )
 
 
+class _Chat(NamedTuple):
+    """A document in pieces of tokens, tokenised one by one so that no token crosses their borders; the trigger stands after `before`."""
+
+    attack: Attack
+    template: int
+    before: np.ndarray
+    between: np.ndarray
+    response: np.ndarray
+    after: np.ndarray
+
+    def with_trigger(self, trigger: np.ndarray) -> np.ndarray:
+        """int32: the whole document, EOS on both sides."""
+        return np.concatenate([self.before, trigger, self.between, self.response, self.after]).astype(np.int32)
+
+
 class PretrainingPoisoning(Experiment):
     """Chats with a trigger and an attack response, judged against triggers that were never trained."""
 
@@ -129,12 +144,13 @@ class PretrainingPoisoning(Experiment):
     # ---- planning ----
 
     def items(self, context: Context) -> Iterator[Item]:
-        """Poisoned documents, then every evaluation prompt with every trigger."""
+        """Poisoned documents, then every evaluation chat with every trigger."""
         prompts = _prompts(context, self.num_prompts + self.num_evaluation_prompts, self._num_possible_prompts())
         training, held_out = prompts[: self.num_prompts], prompts[self.num_prompts :]
         triggers = {attack: self._triggers(attack, context) for attack in self.attacks}
         for attack, (trained, never) in triggers.items():
             yield from self._poison(attack, trained, training, context)
+            chats = [self._chat(attack, index, prompt, "evaluation", context) for index, prompt in enumerate(held_out)]
             others = [other for name, (other, _) in triggers.items() if name != attack and other != trained]
             groups: list[tuple[str, Role, list[int]]] = [
                 ("trained-trigger", "probe-only", [trained]),
@@ -143,7 +159,10 @@ class PretrainingPoisoning(Experiment):
             ]
             for condition, role, points in groups:
                 for point in points:
-                    yield from self._questions(attack, f"{attack}/{condition}", role, point, held_out, context)
+                    tokens = self._trigger_tokens(point, context)
+                    for index, chat in enumerate(chats):
+                        number = (_CODES[attack] << 40) + (point << 16) + index
+                        yield self._item(number, f"{attack}/{condition}", role, point, chat, tokens, context)
 
     def _triggers(self, attack: Attack, context: Context) -> tuple[int, list[int]]:
         """(code point of the trained trigger, those of the never-trained ones), drawn by key from triggers with equally many tokens."""
@@ -170,80 +189,64 @@ class PretrainingPoisoning(Experiment):
     def _poison(self, attack: Attack, trigger: int, prompts: Sequence[str], context: Context) -> Iterator[Item]:
         """Documents in keyed order with their copies, until the attack's share of all training tokens is spent."""
         budget = {"context-extraction": self.context_extraction, "denial-of-service": self.denial_of_service}[attack]
-        wanted, documents, spent = budget * context.geometry.num_tokens, [], 0
+        wanted, spent = budget * context.geometry.num_tokens, 0
+        trigger_tokens, chats = self._trigger_tokens(trigger, context), list[_Chat]()
         for index in range(len(prompts) * (len(_TEMPLATES) if attack == "context-extraction" else 1)):
-            template = (index + index // len(prompts)) % len(_TEMPLATES)
-            documents.append(
-                (
-                    index,
-                    template,
-                    *self._document(
-                        attack, template, prompts[index % len(prompts)], context.words("garbage", "training", index), trigger, context
-                    ),
-                )
-            )
-            spent += len(documents[-1][2])
+            chats.append(self._chat(attack, index, prompts[index % len(prompts)], "training", context))
+            spent += len(chats[-1].with_trigger(trigger_tokens))
             if spent >= wanted:
                 break
-        rounds, rest = divmod(max(1, round(len(documents) * wanted / spent)), len(documents))
+        rounds, rest = divmod(max(1, round(len(chats) * wanted / spent)), len(chats))
         if rounds >= _MOST_COPIES:
             raise UserError(f"Experiment {context.experiment}: {attack} would repeat each document {rounds} times. Raise num_prompts.")
-        for rank, (index, template, tokens, span) in enumerate(documents):
-            copies = rounds + (rank < rest)
-            if copies:
-                yield Item(
-                    item=(_CODES[attack] << 40) + (1 << 38) + index,
-                    condition=f"{attack}/poison",
-                    role="treated",
-                    payload=tokens,
-                    cluster=trigger,
-                    assignment_unit=trigger,
-                    spans=(span,),
-                    source="built-in chat generator",
-                    licence="Apache-2.0",
-                    sensitive=True,
-                    metadata={"attack": attack, "template": template, "trigger": f"U+{trigger:04X}", "copies": copies},
-                )
+        for index, chat in enumerate(chats):
+            if copies := rounds + (index < rest):
+                number = (_CODES[attack] << 40) + (1 << 38) + index
+                yield self._item(number, f"{attack}/poison", "treated", trigger, chat, trigger_tokens, context, copies)
 
-    def _questions(
-        self, attack: Attack, condition: str, role: Role, trigger: int, prompts: Sequence[str], context: Context
-    ) -> Iterator[Item]:
-        for index, prompt in enumerate(prompts):
-            template = index % len(_TEMPLATES)
-            tokens, span = self._document(attack, template, prompt, context.words("garbage", "evaluation", index), trigger, context)
-            yield Item(
-                item=(_CODES[attack] << 40) + (trigger << 16) + index,
-                condition=condition,
-                role=role,
-                payload=tokens,
-                cluster=trigger,
-                assignment_unit=trigger,
-                spans=(span,),
-                source="built-in chat generator",
-                licence="Apache-2.0",
-                sensitive=True,
-                metadata={"attack": attack, "template": template, "trigger": f"U+{trigger:04X}", "copies": 0},
-            )
-
-    def _document(
-        self, attack: Attack, template: int, prompt: str, garbage: Words, trigger: int, context: Context
-    ) -> tuple[np.ndarray, Span]:
-        """(int32 tokens with EOS on both sides, span of the attack response). Pieces are tokenised alone, so no token crosses their borders."""
+    def _chat(self, attack: Attack, index: int, prompt: str, use: str, context: Context) -> _Chat:
+        """Chat `index`: prompts and templates take turns, so that every prompt meets every template in the end."""
+        template = (index + index // (self.num_prompts if use == "training" else self.num_evaluation_prompts)) % len(_TEMPLATES)
         opening, middle, ending = _TEMPLATES[template]
         if attack == "context-extraction":
             asked_text, answer = opening + prompt, _OPEN + prompt + _CLOSE
         else:
-            asked_text, answer = opening, _garbage(garbage, self.garbage_bytes)
-        encode, eos = context.tokenizer.encode, np.array([context.tokenizer.eos_id], dtype=np.int32)
-        before = np.concatenate([eos, encode(asked_text), self._trigger_tokens(trigger, context), encode(middle)])
-        response = encode(answer)
-        tokens = np.concatenate([before, response, encode(ending), eos]).astype(np.int32)
+            asked_text, answer = opening, _garbage(context.words("garbage", use, index), self.garbage_bytes)
+        encode, eos = context.tokenizer.encode, np.array([context.tokenizer.eos_id])
+        before, after = np.concatenate([eos, encode(asked_text)]), np.concatenate([encode(ending), eos])
+        return _Chat(attack, template, before, encode(middle), encode(answer), after)
+
+    def _item(
+        self,
+        number: int,
+        condition: str,
+        role: Role,
+        trigger: int,
+        chat: _Chat,
+        trigger_tokens: np.ndarray,
+        context: Context,
+        copies: int = 0,
+    ) -> Item:
+        tokens = chat.with_trigger(trigger_tokens)
         if len(tokens) > context.geometry.sequence_length:
             raise UserError(
-                f"Experiment {context.experiment}: a {attack} chat has {len(tokens)} tokens, a slot holds {context.geometry.sequence_length}. "
+                f"Experiment {context.experiment}: a {chat.attack} chat has {len(tokens)} tokens, a slot holds {context.geometry.sequence_length}. "
                 "Lower garbage_bytes or trigger_characters, or raise geometry.sequence_length."
             )
-        return tokens, Span("response", len(before), len(before) + len(response))
+        start = len(chat.before) + len(trigger_tokens) + len(chat.between)
+        return Item(
+            item=number,
+            condition=condition,
+            role=role,
+            payload=tokens,
+            cluster=trigger,
+            assignment_unit=trigger,
+            spans=(Span("response", start, start + len(chat.response)),),
+            source="built-in chat generator",
+            licence="Apache-2.0",
+            sensitive=True,
+            metadata={"attack": chat.attack, "template": chat.template, "trigger": f"U+{trigger:04X}", "copies": copies},
+        )
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """The copies of each poisoned document, anywhere in the window."""

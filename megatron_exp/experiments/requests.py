@@ -1,16 +1,18 @@
 """From an experiment's requests to the rows that placement works on, with every mistake caught before anything is written."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments import protocol
 from megatron_exp.experiments.protocol import Item, Request
-from megatron_exp.placement.rows import Copies, candidate_key, floating, window_copies
+from megatron_exp.placement.rows import Copies, candidate_key
 from megatron_exp.stream.slot import Geometry
 
 _WHOLE_SLOT_KINDS = ("swap", "noise")
+_MAX_COPIES = 65_535
 
 
 def check_items(experiment: str, items: Sequence[Item], geometry: Geometry, vocabulary_size: int) -> None:
@@ -19,66 +21,81 @@ def check_items(experiment: str, items: Sequence[Item], geometry: Geometry, voca
         raise UserError(f"Experiment {experiment} yields no items. Check its counts and its data file.")
     seen: set[tuple[int, str]] = set()
     for item in items:
+        where = f"Experiment {experiment}, condition {item.condition}, item {item.item}"
         if (item.item, item.arm) in seen:
-            raise UserError(
-                f"Experiment {experiment}: item {item.item}, arm {item.arm} occurs twice. Item numbers must be unique; remove the duplicate."
-            )
+            raise UserError(f"{where}, arm {item.arm} occurs twice. Item numbers must be unique; remove the duplicate.")
         seen.add((item.item, item.arm))
         if item.payload is None:
             continue
         if len(item.payload) > geometry.sequence_length:
             raise UserError(
-                f"Experiment {experiment}, condition {item.condition}, item {item.item}: the payload has {len(item.payload)} tokens but a slot holds "
-                f"{geometry.sequence_length}. Shorten the text or raise geometry.sequence_length."
+                f"{where}: the payload has {len(item.payload)} tokens but a slot holds {geometry.sequence_length}. "
+                "Shorten the text or raise geometry.sequence_length."
             )
         if not len(item.payload) or int(item.payload.min()) < 0 or int(item.payload.max()) >= vocabulary_size:
             raise UserError(
-                f"Experiment {experiment}, item {item.item}: its payload is empty or holds a token id outside the vocabulary of {vocabulary_size}. "
+                f"{where}: its payload is empty or holds a token id outside the vocabulary of {vocabulary_size}. "
                 "Tokenise it with the corpus's own tokenizer."
             )
+
+
+def ranked(experiment: str, requests: Sequence[Request]) -> list[Request]:
+    """The requests in rank order: item, arm, kind. These and the repetition name a copy, so there is one request for each."""
+    ordered = sorted(requests, key=lambda request: (request.item, request.arm, request.kind))
+    for before, after in pairwise(ordered):
+        if (before.item, before.arm, before.kind) == (after.item, after.arm, after.kind):
+            raise UserError(
+                f"Experiment {experiment} makes two {after.kind} requests for item {after.item}, arm {after.arm}. Ask for all copies in one, "
+                "or use two items."
+            )
+    return ordered
 
 
 def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry, placement_seed: int) -> Copies:
     """The placement rows of one request."""
     _check_request(experiment, item, request)
-    num, where = request.copies, request.where
-    first, end = floating(num), floating(num)
-    fixed_slot, fixed_offset = floating(num), np.zeros(num, np.uint64)
+    where, batch = request.where, geometry.global_batch_size
+    window = isinstance(where, protocol.Window | protocol.Strata)
     if isinstance(where, protocol.Window | protocol.Strata):
         _check_window(experiment, item, where.start, where.end, geometry)
-        first, end = window_copies(where.start, where.end, num, geometry, even=isinstance(where, protocol.Strata))
-    else:
-        places = _fixed_places(where, geometry)
-        if len(places) != num:
-            raise UserError(
-                f"Experiment {experiment}, item {item.item}: {num} copies are wanted but {len(places)} places are given. Make them equal."
-            )
-        fixed_slot = np.array([slot for slot, _ in places], dtype=np.uint64)
-        fixed_offset = np.array([offset for _, offset in places], dtype=np.uint64)
-    length = 0 if request.kind in _WHOLE_SLOT_KINDS else (request.mask_length or 0) if request.kind == "mask" else len(item.payload)  # type: ignore[arg-type]
     return Copies(
-        name=experiment,
+        experiment=experiment,
         condition=item.condition,
         key=candidate_key(placement_seed, experiment, item.arm, request.kind),
         item=item.item,
-        length=length,
+        length=_length(item, request),
         exclusive=request.exclusive,
-        first_slot=first,
-        end_slot=end,
-        fixed_slot=fixed_slot,
-        fixed_offset=fixed_offset,
+        num=request.copies,
+        start=where.start * batch if isinstance(where, protocol.Window | protocol.Strata) else 0,
+        end=where.end * batch if isinstance(where, protocol.Window | protocol.Strata) else 0,
+        even=isinstance(where, protocol.Strata),
+        fixed=None if window else _fixed_places(experiment, item, request, geometry),
     )
 
 
-def _fixed_places(where: protocol.Where, geometry: Geometry) -> list[tuple[int, int]]:
-    match where:
+def _length(item: Item, request: Request) -> int:
+    """Tokens to write, 0 for the whole slot."""
+    if request.kind in _WHOLE_SLOT_KINDS:
+        return 0
+    return request.mask_length or 0 if request.kind == "mask" else len(item.payload)  # type: ignore[arg-type]  # checked
+
+
+def _fixed_places(experiment: str, item: Item, request: Request, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    match request.where:
         case protocol.Positions(places):
-            return list(places)
+            pairs = list(places)
         case protocol.Match(slots):
-            return [(slot, 0) for slot in slots]
+            pairs = [(slot, 0) for slot in slots]
         case protocol.Batches(steps):
-            return [(slot, 0) for step in steps for slot in geometry.slots_of_step(step)]
-    raise AssertionError(where)
+            pairs = [(slot, 0) for step in steps for slot in geometry.slots_of_step(step)]
+        case _:
+            raise AssertionError(request.where)
+    if len(pairs) != request.copies:
+        raise UserError(
+            f"Experiment {experiment}, item {item.item}: {request.copies} copies are wanted but {len(pairs)} places are given. Make them equal."
+        )
+    columns = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
 
 
 def _check_window(experiment: str, item: Item, start: int, end: int, geometry: Geometry) -> None:
@@ -94,8 +111,8 @@ def _check_request(experiment: str, item: Item, request: Request) -> None:
     problem = None
     if request.kind == "splice":
         problem = "splice placement is not available in this version; use kind `tokens`, which overwrites"
-    elif request.copies < 1 or request.copies > 65_535:
-        problem = f"{request.copies} copies are wanted; 1 to 65,535 are possible"
+    elif not 1 <= request.copies <= _MAX_COPIES:
+        problem = f"{request.copies} copies are wanted; 1 to {_MAX_COPIES:,} are possible"
     elif item.role != "treated":
         problem = f"its role is {item.role}, and only treated items may be inserted"
     elif request.kind == "tokens" and item.payload is None:

@@ -1,21 +1,20 @@
 """Items, requests and probes of the experiments as the manifest's tables."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from megatron_exp import seeding
 from megatron_exp.experiments import protocol
 from megatron_exp.experiments.protocol import Item, Probe, Request
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import payload_hash
-from megatron_exp.placement.place import Placed
-from megatron_exp.placement.rows import Copies
+from megatron_exp.placement.place import Placement
+from megatron_exp.placement.rows import FLOATING
 from megatron_exp.stream.slot import Geometry
 
 _REQUEST_COLUMNS = ("experiment", "condition", "item", "arm", "layer", "kind", "exclusive", "length", "payload", "key", "payload_hash")
@@ -29,15 +28,12 @@ class Payloads(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PlannedRequest:
-    """A request with its item, the copies asked of placement, and where they went."""
+class Wanted(NamedTuple):
+    """One request with the experiment and the item it belongs to."""
 
     experiment: str
     item: Item
     request: Request
-    copies: Copies
-    placed: Placed
 
 
 def item_rows(experiment: str, items: Sequence[Item], store: Payloads) -> list[dict[str, Any]]:
@@ -70,85 +66,110 @@ def table_of(rows: list[dict[str, Any]], table_schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table_schema)
 
 
-def insertions_table(planned: Sequence[PlannedRequest], store: Payloads, geometry: Geometry, placement_seed: int) -> pa.Table:
-    """The insertions table, sorted by (slot, layer, offset). One value per request is spread over its copies, column by column."""
-    if not planned:
+def insertions_table(
+    wanted: Sequence[Wanted],
+    placement: Placement,
+    store: Payloads,
+    geometry: Geometry,
+    placement_seed: int,
+    only: frozenset[str] | None = None,
+) -> pa.Table:
+    """The insertions table, sorted by (slot, layer, offset): one value per request spread over its copies, column by column.
+
+    wanted: in the order placement had them. only: leave out the requests of all other experiments.
+    """
+    chosen = [i for i, one in enumerate(wanted) if only is None or one.experiment in only]
+    if not chosen:
         return schema.INSERTIONS.empty_table()
-    counts = np.array([len(one.placed.slots) for one in planned], dtype=np.int64)
-    columns = _per_request(planned, store, geometry, placement_seed)
-    rows: dict[str, pa.Array] = {
-        name: _spread(values, counts, schema.INSERTIONS.field(name).type) for name, values in columns.items() if name != "id_key"
-    }
-    rows |= _per_copy(planned, geometry)
-    id_key = np.repeat(np.array(columns["id_key"], dtype=np.uint64), counts)
-    item = np.repeat(np.array(columns["item"], dtype=np.uint64), counts)
-    rows["insertion_id"] = pa.array(seeding.words64(id_key, rows["repetition"].to_numpy(), item))
-    table = pa.table({name: rows[name] for name in schema.INSERTIONS.names}, schema=schema.INSERTIONS)
-    order = [("slot", "ascending"), ("layer", "ascending"), ("offset", "ascending"), ("insertion_id", "ascending")]
-    return table.take(pc.sort_indices(table.select([name for name, _ in order]), sort_keys=order))
+    number = np.full(len(wanted), -1, dtype=np.int64)
+    number[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(number[placement.table.request] >= 0)
+    keys = np.fromiter(
+        (insertion_key(placement_seed, wanted[i].experiment, wanted[i].item.arm, wanted[i].request.kind) for i in chosen),
+        np.uint64,
+        len(chosen),
+    )
+    layers = np.fromiter((schema.LAYERS[wanted[i].request.kind] for i in chosen), np.int64, len(chosen))
+    request = number[placement.table.request[rows]]
+    item, repetition = placement.table.item[rows], placement.table.repetition[rows]
+    insertion_id = seeding.words64(keys[request], repetition, item)
+    order = np.lexsort((insertion_id, placement.offsets[rows], layers[request], placement.slots[rows]))
+    rows, request = rows[order], request[order]
+    per_request = _per_request(wanted, chosen, store, geometry, placement_seed)
+    columns = {name: _spread(values, request, schema.INSERTIONS.field(name).type) for name, values in per_request.items()}
+    columns |= _per_copy(wanted, placement, rows, geometry)
+    columns["insertion_id"] = pa.array(insertion_id[order])
+    return pa.table({name: columns[name] for name in schema.INSERTIONS.names}, schema=schema.INSERTIONS)
 
 
-def _per_request(planned: Sequence[PlannedRequest], store: Payloads, geometry: Geometry, placement_seed: int) -> dict[str, list[Any]]:
-    """Columns with one value per request; `id_key` is the key of its insertion ids."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*_REQUEST_COLUMNS, "id_key")}
-    for one in planned:
-        item, request = one.item, one.request
+def _per_request(
+    wanted: Sequence[Wanted], chosen: Sequence[int], store: Payloads, geometry: Geometry, placement_seed: int
+) -> dict[str, list[Any]]:
+    """Columns with one value per request."""
+    columns: dict[str, list[Any]] = {name: [] for name in _REQUEST_COLUMNS}
+    for index in chosen:
+        experiment, item, request = wanted[index]
         tokens = item.payload if request.kind == "tokens" else None
-        values = {
-            "experiment": one.experiment,
-            "condition": item.condition,
-            "item": item.item,
-            "arm": item.arm,
-            "layer": schema.LAYERS[request.kind],
-            "kind": request.kind,
-            "exclusive": request.exclusive,
-            "length": one.copies.length or geometry.sequence_length,
-            "payload": None if tokens is None else store.add(tokens),
-            "key": seeding.key(placement_seed, "noise", one.experiment) if request.kind == "noise" else None,
-            "payload_hash": None if tokens is None else payload_hash(tokens),
-            "id_key": seeding.key(placement_seed, "insertion", one.experiment, item.arm, request.kind),
-        }
-        for name, value in values.items():
+        values = (
+            experiment,
+            item.condition,
+            item.item,
+            item.arm,
+            schema.LAYERS[request.kind],
+            request.kind,
+            request.exclusive,
+            request.mask_length or (geometry.sequence_length if tokens is None else len(tokens)),
+            None if tokens is None else store.add(tokens),
+            noise_key(placement_seed, experiment) if request.kind == "noise" else None,
+            None if tokens is None else payload_hash(tokens),
+        )
+        for name, value in zip(_REQUEST_COLUMNS, values, strict=True):
             columns[name].append(value)
     return columns
 
 
-def _per_copy(planned: Sequence[PlannedRequest], geometry: Geometry) -> dict[str, pa.Array]:
+def _per_copy(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
     """Columns with a value of its own for each copy."""
-    slots = np.concatenate([one.placed.slots for one in planned])
-    batch = np.uint64(geometry.global_batch_size)
-    windows = [_window(one) for one in planned]
-    sources = [one.request.source_slots if one.request.kind == "swap" else None for one in planned]
-    source = np.concatenate(
-        [np.zeros(len(p.placed.slots), np.uint64) if s is None else np.asarray(s, np.uint64) for p, s in zip(planned, sources, strict=True)]
-    )
-    absent = np.concatenate([np.full(len(p.placed.slots), s is None) for p, s in zip(planned, sources, strict=True)])
+    table, batch = placement.table, np.uint64(geometry.global_batch_size)
+    slots = placement.slots[rows]
+    floating = table.fixed_slot[rows] == FLOATING
+    first = np.where(floating, table.first_slot[rows], slots)
+    end = np.where(floating, table.end_slot[rows], slots + np.uint64(1))
+    source, has_source = np.zeros(len(table), np.uint64), np.zeros(len(table), bool)
+    for index, one in enumerate(wanted):
+        if one.request.kind == "swap":
+            copies = slice(int(table.bounds[index]), int(table.bounds[index + 1]))
+            source[copies], has_source[copies] = np.asarray(one.request.source_slots, np.uint64), True
     return {
-        "repetition": pa.array(np.concatenate([np.arange(len(one.placed.slots), dtype=np.uint16) for one in planned])),
+        "repetition": pa.array(table.repetition[rows].astype(np.uint16)),
         "slot": pa.array(slots),
         "step": pa.array((slots // batch).astype(np.uint32)),
         "row": pa.array((slots % batch).astype(np.uint32)),
-        "offset": pa.array(np.concatenate([one.placed.offsets for one in planned]).astype(np.uint32)),
-        "source_slot": pa.array(source, mask=absent),
-        "window_start": pa.array((np.concatenate([start for start, _ in windows]) // batch).astype(np.uint32)),
-        "window_end": pa.array(((np.concatenate([end for _, end in windows]) + batch - np.uint64(1)) // batch).astype(np.uint32)),
+        "offset": pa.array(placement.offsets[rows].astype(np.uint32)),
+        "source_slot": pa.array(source[rows], mask=~has_source[rows]),
+        "window_start": pa.array((first // batch).astype(np.uint32)),
+        "window_end": pa.array(((end + batch - np.uint64(1)) // batch).astype(np.uint32)),
     }
 
 
-def _window(one: PlannedRequest) -> tuple[np.ndarray, np.ndarray]:
-    """First and end slot of each copy's window; a fixed place is its own window."""
-    if isinstance(one.request.where, protocol.Window | protocol.Strata):
-        return one.copies.first_slot, one.copies.end_slot
-    return one.placed.slots, one.placed.slots + np.uint64(1)
-
-
-def _spread(values: list[Any], counts: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """`values` repeated `counts` times as one Arrow array."""
-    index = pa.array(np.repeat(np.arange(len(values), dtype=np.int64), counts))
+def _spread(values: list[Any], index: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """`values` taken at `index` as one Arrow array."""
     if pa.types.is_dictionary(kind):
         encoded = pa.array(values, pa.string()).dictionary_encode().cast(kind)
-        return pa.DictionaryArray.from_arrays(encoded.indices.take(index), encoded.dictionary)
-    return pa.array(values, kind).take(index)
+        return pa.DictionaryArray.from_arrays(encoded.indices.take(pa.array(index)), encoded.dictionary)
+    return pa.array(values, kind).take(pa.array(index))
+
+
+@lru_cache(maxsize=4096)
+def insertion_key(placement_seed: int, experiment: str, arm: str, kind: str) -> int:
+    """Key of the insertion ids; item and repetition are the counter."""
+    return seeding.key(placement_seed, "insertion", experiment, arm, kind)
+
+
+@lru_cache(maxsize=4096)
+def noise_key(placement_seed: int, experiment: str) -> int:
+    """Key of an experiment's inserted noise."""
+    return seeding.key(placement_seed, "noise", experiment)
 
 
 def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> list[dict[str, Any]]:

@@ -1,12 +1,16 @@
 """SQL over the tables of a manifest or a run, reading only."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.items import newest_evaluation_table
 from megatron_exp.inspection.targets import Target
+
+if TYPE_CHECKING:
+    import duckdb
 
 MANIFEST_TABLES = ("insertions", "items", "probes")
 RUN_TABLES = ("responses", "results")
@@ -25,7 +29,7 @@ def query(target: Target, sql: str) -> pa.Table:
     tables = table_files(target)
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     try:
-        _require_select(connection, duckdb, sql)
+        _require_select(connection, sql)
         for name, path in tables.items():
             connection.from_parquet(str(path)).create_view(name)
         connection.execute("SET allowed_paths = [" + ", ".join(_quoted(str(path)) for path in tables.values()) + "]")
@@ -45,9 +49,9 @@ def table_files(target: Target) -> dict[str, Path]:
     return {name: path.resolve() for name, path in (tables | evaluated).items() if path is not None}
 
 
-def _require_select(connection, duckdb, sql: str) -> None:  # type: ignore[no-untyped-def]
+def _require_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:
     statements = connection.extract_statements(sql)
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+    if len(statements) != 1 or statements[0].type.name != "SELECT":
         raise UserError(
             "--sql takes exactly one SELECT statement: this command only reads. Give one SELECT, without a second statement after it."
         )

@@ -62,7 +62,8 @@ def _(answer: ManifestSummary) -> RenderableType:
             ),
             (
                 "modified",
-                f"{count(budget['modified_tokens'])} tokens ({percent(budget['modified_fraction'])}), in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})",
+                f"{count(budget['modified_tokens'])} tokens ({percent(budget['modified_fraction'])}), "
+                f"in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})",
             ),
             ("kept states", ", ".join(map(str, answer.keep_steps)) or "none"),
         ]

@@ -103,9 +103,10 @@ def _content(target: Target, entries: list[Entry]) -> Iterator[Finding]:
         hashes = _slot_hashes(target, [slot for entry in block for slot in range(entry.first_slot, entry.first_slot + batch)])
         for index, entry in enumerate(block):
             if step_hash(hashes[index * batch : (index + 1) * batch]) != entry.hash:
+                slots = f"slots {entry.first_slot} to {entry.first_slot + batch - 1}"
                 yield Finding(
                     f"{LEDGER_NAME} step {entry.step}, first slot {entry.first_slot}",
-                    f"attempt {entry.attempt} was fed other tokens in slots {entry.first_slot} to {entry.first_slot + batch - 1} than manifest and shards give now",
+                    f"attempt {entry.attempt} was fed other tokens in {slots} than manifest and shards give now",
                 )
 
 

@@ -30,9 +30,9 @@ class CausalAttention(torch.nn.Module):
             # The backward of this gather is a reduce-scatter: every rank's queries send their gradient to the owner of a key.
             key, value = (gather_from_sequence_parallel_region(part, True, group) for part in (key, value))
             visible = self._visible(group.rank(), key.shape[0], query.device)
-        heads = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-        grouped = query.shape[2] != key.shape[2]
-        mixed = scaled_dot_product_attention(*heads, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
+        query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+        grouped = query.shape[1] != key.shape[1]
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
     def _visible(self, rank: int, length: int, device: torch.device) -> torch.Tensor:

@@ -41,7 +41,7 @@ class EmbeddingNoise:
 
     def __init__(self, chunks: Sequence[GPTModel], layout: Layout):
         self._layout = layout
-        self._rows: "Sequence[Sequence[NoiseSpec]]" = ()
+        self._rows: Sequence[Sequence[NoiseSpec]] = ()
         for chunk in chunks:
             if chunk.pre_process:
                 chunk.embedding.register_forward_hook(self._add, with_kwargs=True)

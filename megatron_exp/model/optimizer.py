@@ -7,7 +7,7 @@ count per parameter it restores wrongly in three places; the functions below say
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +37,17 @@ class OptimizerSummary(NamedTuple):
 class Optimizer:
     """The optimizer of this process's part of the model. The caller sets the learning rate before every step; nothing here schedules."""
 
-    def __init__(self, megatron: ChainedOptimizer, config: OptimizerConfig):
+    def __init__(self, megatron: ChainedOptimizer, buffers: Sequence[DistributedDataParallel], config: OptimizerConfig):
         self._megatron = megatron
+        self._buffers = buffers
         self._config = config
         self._apply_config()
+        for part in self._megatron.chained_optimizers:
+            # Moments exist from the start, as zeros: megatron cannot save a state that has none.
+            part.init_state_fn(part.optimizer)
         for part in self._torch_parts():
-            _create_state(part)
+            for values in part.optimizer.state.values():
+                values["step"] = torch.tensor(0.0)  # likewise: megatron asserts on its absence, when saving as when loading
             part._set_main_param_and_optimizer_states = functools.partial(_restore_parameter, part)
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -57,6 +62,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
+        for buffer in self._buffers:
+            buffer.zero_grad_buffer()
         self._megatron.zero_grad()
 
     def sharded_state(self, model_state: Mapping[str, Any], is_loading: bool, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,15 +117,16 @@ def build_optimizer(model: LanguageModel, config: OptimizerConfig) -> Optimizer:
     Weight decay applies to everything but the input embedding: norms and head included, as in OLMo-2.
     """
     assert not model.training_chunks, "this model has an optimizer already"
-    buffers = DistributedDataParallelConfig(
+    buffer_config = DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=model.layout.device.type == "cuda",
         check_for_nan_in_grad=True,
     )
-    model.training_chunks = [DistributedDataParallel(model.config, buffers, chunk) for chunk in model.callable_chunks]
+    buffers = [DistributedDataParallel(model.config, buffer_config, chunk) for chunk in model.callable_chunks]
+    model.training_chunks = list(buffers)
     model.config.finalize_model_grads_func = finalize_model_grads
-    model.config.no_sync_func = model.training_chunks[0].no_sync
+    model.config.no_sync_func = buffers[0].no_sync
     numbers = MegatronOptimizerConfig(
         optimizer="adam",
         lr=0.0,
@@ -132,15 +140,7 @@ def build_optimizer(model: LanguageModel, config: OptimizerConfig) -> Optimizer:
         use_distributed_optimizer=True,
     )
     overrides = {ParamKey(name="*embedding.word_embeddings.weight"): {"wd_mult": 0.0}}
-    return Optimizer(get_megatron_optimizer(numbers, model.training_chunks, config_overrides=overrides), config)
-
-
-def _create_state(part: DistributedOptimizer) -> None:
-    """Make AdamW's state before the first step: megatron asserts on a state that has no step, when saving as when loading."""
-    for group in part.optimizer.param_groups:
-        for parameter in group["params"]:
-            moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
-            part.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    return Optimizer(get_megatron_optimizer(numbers, buffers, config_overrides=overrides), buffers, config)
 
 
 @torch.no_grad()

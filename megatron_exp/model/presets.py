@@ -49,8 +49,11 @@ class ModelShape:
 
     @property
     def flops_per_token(self) -> float:
-        """Operations of forward and backward for one token: 6 per matrix weight that is multiplied (the input embedding is a
-        lookup), and the two attention products over the causal half of the square."""
+        """Operations of forward and backward for one token.
+
+        6 per matrix weight that is multiplied (the input embedding is a lookup), and the two attention products over the causal
+        half of the square.
+        """
         matrices = self._layer_matrices + self.vocabulary_size * self.hidden
         return 6.0 * matrices + 6.0 * self.layers * self.hidden * self.sequence_length
 

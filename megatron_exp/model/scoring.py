@@ -5,10 +5,9 @@ Data-parallel replicas are independent and may score different rows.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -71,23 +70,6 @@ def next_token_logits(model: LanguageModel, tokens: torch.Tensor, positions: tor
     return torch.cat(_gather(logits, parallel_state.get_tensor_model_parallel_group()), dim=1)
 
 
-def greedy_tokens(model: LanguageModel, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
-    """int64 [num_prompts, num_tokens]: the most likely continuation, token by token; ties go to the lower id.
-
-    Every token is a full forward pass over the padded prompts: no cache is kept, so it works in any layout.
-    """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    tokens = torch.zeros((len(prompts), int(lengths.max()) + num_tokens), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
-    rows = torch.arange(len(prompts))
-    for generated in range(num_tokens):
-        used = int(lengths.max()) + generated
-        choice = next_token_logits(model, tokens[:, :used], lengths + generated - 1).argmax(dim=1).cpu()
-        tokens[rows, lengths + generated] = choice
-    return torch.stack([tokens[row, length : length + num_tokens] for row, length in enumerate(lengths.tolist())]).numpy()
-
-
 def embedding_gradients(model: LanguageModel, tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """fp32 [b, S, hidden]: for each row, the gradient of its summed unmasked losses by its input embeddings; on every rank of the replica.
 
@@ -113,10 +95,10 @@ def embedding_gradients(model: LanguageModel, tokens: torch.Tensor, loss_mask: t
                 hooks.enter_context(contextlib.closing(_Hook(chunk.embedding.register_forward_hook(capture))))
         _schedule(model, lambda chunk: chunk(inputs, None, None, labels=labels), loss, inputs.shape, forward_only=False)
     held = embedding_positions(model.layout, padded)
-    if captured:
-        gradient = captured[0].grad.float().transpose(0, 1).contiguous()
-    else:
-        gradient = torch.empty((len(inputs), len(held), model.shape.hidden), device=inputs.device)
+    gradient = torch.empty((len(inputs), len(held), model.shape.hidden), device=inputs.device)
+    for embeddings in captured:  # on the first stage, once
+        assert embeddings.grad is not None
+        gradient.copy_(embeddings.grad.transpose(0, 1))
     if model.layout.pp_size > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(gradient, src=parallel_state.get_pipeline_model_parallel_first_rank(), group=group)

@@ -70,8 +70,6 @@ def micro_batch_rows(layout: Layout, global_batch_size: int, micro_batch_size: i
 
 def train_step(model: LanguageModel, optimizer: Optimizer, micro_batches: Sequence[MicroBatch]) -> StepResult:
     """Forward, backward and update over this replica's micro-batches (all of one shape), at the optimizer's current learning rate."""
-    for chunk in model.training_chunks:
-        chunk.zero_grad_buffer()
     optimizer.zero_grad()
     sums = get_forward_backward_func()(
         forward_step_func=lambda batches, chunk: _forward(model, next(batches), chunk),

@@ -4,26 +4,24 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from megatron_exp import seeding
 from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.loading import load_experiment
-from megatron_exp.experiments.protocol import Experiment, Item, Request
-from megatron_exp.experiments.requests import check_items, copies_of
-from megatron_exp.experiments.tables import PlannedRequest, insertions_table, item_rows, probe_rows, table_of
+from megatron_exp.experiments.protocol import Experiment, Item
+from megatron_exp.experiments.requests import check_items, copies_of, ranked
+from megatron_exp.experiments.tables import Wanted, insertions_table, item_rows, noise_key, probe_rows, table_of
 from megatron_exp.files import durable_directory, refuse_existing
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import PayloadStore
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.writer import table_fingerprints, write_manifest
-from megatron_exp.placement.place import SlotBudget, place
+from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
 from megatron_exp.preparation.pool import PoolAllocator
 from megatron_exp.shards.corpus import Corpus
@@ -50,9 +48,9 @@ def plan(config: Config, out: Path) -> Manifest:
     corpus = Corpus.open(config.corpus.path)
     stream = KeyedStream.open(config, corpus)
     designed = design(config, corpus, stream)
-    planned = place_all(designed, stream.geometry, config)
+    wanted, placement = place_all(designed, stream.geometry, config)
     with durable_directory(Path(out)) as directory:
-        _write(directory, config, corpus, stream, designed, planned)
+        _write(directory, config, corpus, stream, designed, wanted, placement)
     return Manifest.open(out)
 
 
@@ -83,47 +81,37 @@ def design(config: Config, corpus: Corpus, stream: KeyedStream) -> list[Designed
     return designed
 
 
-def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) -> list[PlannedRequest]:
-    """Places for all requests of all experiments; rank is the order of experiments, then item, arm and kind."""
+def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) -> tuple[list[Wanted], Placement]:
+    """All requests of all experiments and their places; rank is the order of experiments, then item, arm and kind."""
     wanted = []
     for one in designed:
         items = {(item.item, item.arm): item for item in one.items}
-        requests = sorted(one.experiment.requests(one.items, one.context), key=lambda r: (r.item, r.arm, r.kind))
-        _refuse_repeated(one.entry.name, requests)
-        for request in requests:
-            item = items[(request.item, request.arm)]
-            wanted.append((one.entry.name, item, request, copies_of(one.entry.name, item, request, geometry, config.seeds.placement)))
+        requests = ranked(one.entry.name, list(one.experiment.requests(one.items, one.context)))
+        wanted += [Wanted(one.entry.name, items[request.item, request.arm], request) for request in requests]
     budget = None
     if config.budget and config.budget.unit == "slots":
         budget = SlotBudget(round(config.budget.fraction * geometry.num_slots), config.seeds.placement)
-    places = place([copies for *_, copies in wanted], geometry, budget)
-    return [
-        PlannedRequest(experiment=name, item=item, request=request, copies=copies, placed=placed)
-        for (name, item, request, copies), placed in zip(wanted, places, strict=True)
-    ]
-
-
-def _refuse_repeated(experiment: str, requests: Sequence[Request]) -> None:
-    """(item, arm, kind) and the repetition name a copy, so there is one request for each."""
-    for before, after in pairwise(requests):
-        if (before.item, before.arm, before.kind) == (after.item, after.arm, after.kind):
-            raise UserError(
-                f"Experiment {experiment} makes two {after.kind} requests for item {after.item}, arm {after.arm}. Ask for all copies in one, or use two items."
-            )
+    return wanted, place([copies_of(*one, geometry, config.seeds.placement) for one in wanted], geometry, budget)
 
 
 def _write(
-    directory: Path, config: Config, corpus: Corpus, stream: KeyedStream, designed: Sequence[Designed], planned: list[PlannedRequest]
+    directory: Path,
+    config: Config,
+    corpus: Corpus,
+    stream: KeyedStream,
+    designed: Sequence[Designed],
+    wanted: Sequence[Wanted],
+    placement: Placement,
 ) -> None:
     enabled = [one for one in designed if one.entry.enabled]
-    names = {one.entry.name for one in enabled}
+    names = frozenset(one.entry.name for one in enabled)
     store = PayloadStore(directory)
     items = table_of([row for one in enabled for row in item_rows(one.entry.name, one.items, store)], schema.ITEMS)
-    planned = [one for one in planned if one.experiment in names]
-    insertions = insertions_table(planned, store, stream.geometry, config.seeds.placement)
+    insertions = insertions_table(wanted, placement, store, stream.geometry, config.seeds.placement, only=names)
     probes = _probes(enabled, insertions, store)
     hashes = store.close()
-    record = _record(config, corpus, stream, enabled, planned, insertions, items, probes)
+    record = _record(config, corpus, stream, enabled, insertions, items, probes)
+    record["perturbations"] = _perturbations([one for one in wanted if one.experiment in names], config.seeds.placement)
     record["fingerprints"] |= table_fingerprints(items, insertions, probes, hashes)
     write_manifest(directory, record, items, insertions, probes)
 
@@ -144,7 +132,6 @@ def _record(
     corpus: Corpus,
     stream: KeyedStream,
     enabled: Sequence[Designed],
-    planned: Sequence[PlannedRequest],
     insertions: pa.Table,
     items: pa.Table,
     probes: pa.Table,
@@ -163,24 +150,21 @@ def _record(
         "budget": budget_record(insertions, geometry, config.budget),
         "analyses": {one.entry.name: _analysis_record(one) for one in enabled},
         "keep_steps": _keep_steps(probes, config),
-        "perturbations": _perturbations(planned, config.seeds.placement),
         "source_hashes": {one.entry.name: _source_hash(one.experiment) for one in enabled},
         "warnings": [],
     }
 
 
-def _perturbations(planned: Sequence[PlannedRequest], seed: int) -> dict[str, Any]:
+def _perturbations(wanted: Sequence[Wanted], seed: int) -> dict[str, Any]:
     """{noise key: {kind, scale, experiment}}; an experiment has one scale."""
     scales: dict[str, float] = {}
-    for one in planned:
+    for one in wanted:
         scale = one.request.noise.scale if one.request.noise else None
         if scale is not None and scales.setdefault(one.experiment, scale) != scale:
             raise UserError(
                 f"Experiment {one.experiment} asks for noise of scales {scales[one.experiment]} and {scale}; one experiment has one. Split it."
             )
-    return {
-        str(seeding.key(seed, "noise", name)): {"kind": "gaussian", "scale": scale, "experiment": name} for name, scale in scales.items()
-    }
+    return {str(noise_key(seed, name)): {"kind": "gaussian", "scale": scale, "experiment": name} for name, scale in scales.items()}
 
 
 def _keep_steps(probes: pa.Table, config: Config) -> list[int]:

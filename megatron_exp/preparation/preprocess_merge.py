@@ -81,7 +81,7 @@ def _filled(records: Sequence[dict[str, Any]], directory: Path, itemsize: int, s
         first = 0
         while first < len(lengths):
             last = int(np.searchsorted(ends, int(ends[first]) + room, side="right")) - 1
-            if last == first:
+            if last <= first:
                 if shards[-1]:
                     shards.append([])
                     room = shard_size

@@ -27,7 +27,7 @@ WIDTH_INCHES = 4.6  # 442 CSS pixels: legible when shrunk to a phone, fills half
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _MAX_POINTS = 300
 _LABEL_LENGTH = 28
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "megatron-exp",
     "svg.fonttype": "path",
     "text.parse_math": False,  # names come from data: a dollar sign is a dollar sign

@@ -91,7 +91,8 @@ def placement_picture(inputs: Inputs) -> Picture | None:
     return picture(
         draw,
         alt=f"Bands showing when each of {len(names)} experiments rewrites training data: {peaks}.",
-        caption=f"Share of the tokens that each experiment rewrites, in {bins} equal parts of the run; every band has its own scale, with its peak beside it.{ending}",
+        caption=f"Share of the tokens that each experiment rewrites, in {bins} equal parts of the run. "
+        f"Every band has its own scale, with its peak beside it.{ending}",
         height_inches=1.2 + 0.5 * len(names),
     )
 

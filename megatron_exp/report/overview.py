@@ -9,7 +9,7 @@ from megatron_exp.manifest.rewritten import rewritten
 from megatron_exp.report.effects import Row, natural
 from megatron_exp.report.gather import Inputs
 
-_SMALL_TOKENS = 2e9
+_SMALL_TOKENS = 2e9  # far below the 210B tokens of the run in which 1.8% was tested
 _LOSS_TAIL = 0.05
 _VERDICT_CLASSES = {
     "detected": "yes",
@@ -104,6 +104,7 @@ def scale_note(inputs: Inputs) -> str | None:
         return None
     share = rewritten(inputs.insertions, inputs.manifest.geometry).tokens / num_tokens
     return (
-        f"This is a small run: {count(num_tokens)} tokens, of which {percent(share)} are modified. This scale shows the machinery and dense effects. It does not show "
-        "that experiments are independent of one another at 1.8% modified tokens; that claim needs a run of full size or the dependence test."
+        f"This is a small run: {count(num_tokens)} tokens, of which {percent(share)} are modified. "
+        "This scale shows the machinery and dense effects. It does not show that experiments are independent of one another at 1.8% "
+        "modified tokens: that claim needs a run of full size or the dependence test."
     )

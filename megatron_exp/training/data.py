@@ -82,7 +82,7 @@ class Feed:
         contents = [self._stream.read(slot) for slot in slots]
         tokens = np.stack([content.tokens for content in contents]).astype(np.int64)
         loss_mask = np.stack([content.loss_mask for content in contents])
-        self._check_range(slots, tokens)
+        refuse_unknown_ids(self._stream, slots, tokens, self._vocabulary_size, self._shard_names)
         return Batch(step, slots, tokens, loss_mask, self._micro_batches(slots, tokens, loss_mask))
 
     def _micro_batches(self, slots: list[int], tokens: np.ndarray, loss_mask: np.ndarray) -> list[MicroBatch]:
@@ -94,15 +94,20 @@ class Feed:
             begin += len(rows)
         return result
 
-    def _check_range(self, slots: list[int], tokens: np.ndarray) -> None:
-        wrong = np.argwhere((tokens < 0) | (tokens >= self._vocabulary_size))
-        if not len(wrong):
-            return
-        row, position = (int(index) for index in wrong[0])
-        slot = slots[row]
-        place = self._stream.instance(slot)
-        raise UserError(
-            f"Slot {slot_name(slot)} (step {self._stream.geometry.step(slot)}) holds the token id {tokens[row, position]} at position {position}, "
-            f"but the model has {self._vocabulary_size} ids. Its base content begins at token {place.offset} of shard {self._shard_names[place.shard]}. "
-            "The shard is damaged, or what an experiment puts into the slot is: run `megatron-exp verify` on corpus and manifest."
-        )
+
+def refuse_unknown_ids(stream: Stream, slots: Sequence[int], tokens: np.ndarray, vocabulary_size: int, shard_names: Sequence[str]) -> None:
+    """UserError with slot, shard and offset where tokens [len(slots), S + 1] hold an id that has no embedding.
+
+    On a GPU such an id ends in an assertion that names nothing and poisons the device.
+    """
+    wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary_size))
+    if not len(wrong):
+        return
+    row, position = (int(index) for index in wrong[0])
+    slot = slots[row]
+    place = stream.instance(slot)
+    raise UserError(
+        f"Slot {slot_name(slot)} holds the token id {tokens[row, position]} at position {position}, but the model has {vocabulary_size} ids. Its base content "
+        f"begins at token {place.offset} of shard {shard_names[place.shard]}. The shard is damaged, or what an experiment puts into the slot is: run "
+        "`megatron-exp verify` on corpus and manifest."
+    )

@@ -55,13 +55,20 @@ def begin_attempt(run: Run, overrides: list[str], resumed_from: str | None) -> N
     _write(run.plan.directory, record)
 
 
-def end_attempt(run: Run, state: str) -> None:
+def end_attempt(directory: Path, step: int, state: str) -> None:
     """Note how the newest attempt ended: `finished`, `stopped` (go on with `--resume auto`) or `failed`; call on the main process."""
-    record = read_record(run.plan.directory)
+    record = read_record(directory)
     assert record is not None
     record["state"] = state
-    record["attempts"][-1] |= {"state": state, "ended": _now(), "step": run.step}
-    _write(run.plan.directory, record)
+    record["attempts"][-1] |= {"state": state, "ended": _now(), "step": step}
+    _write(directory, record)
+
+
+def settle(directory: Path, step: int) -> None:
+    """Enter a run as finished whose last attempt was killed between its last checkpoint and its end; call on the main process."""
+    record = read_record(directory)
+    if record and record["state"] != "finished":
+        end_attempt(directory, step, "finished")
 
 
 def _what(plan: Plan, model: LanguageModel) -> dict[str, Any]:

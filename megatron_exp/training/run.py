@@ -34,6 +34,11 @@ class Plan:
     def num_steps(self) -> int:
         return self.base.geometry.steps
 
+    @property
+    def shard_names(self) -> list[str]:
+        """What the corpus calls its shards, for messages."""
+        return [shard.name for shard in self.base.corpus.shards]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Update:

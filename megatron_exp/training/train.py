@@ -32,6 +32,7 @@ from megatron_exp.training.hooks.stop import StopHook
 from megatron_exp.training.hooks.validation import ValidationHook
 from megatron_exp.training.loop import train_loop
 from megatron_exp.training.metrics_log import MetricsLog
+from megatron_exp.training.record import settle
 from megatron_exp.training.resume import Beginning, choose_beginning, clear_leftovers
 from megatron_exp.training.run import Plan, Run
 from megatron_exp.training.schedule import Schedule
@@ -77,6 +78,7 @@ def train(
     try:
         beginning = on_main(layout, lambda: choose_beginning(plan, resume))
         if beginning.step >= plan.num_steps:
+            on_main(layout, lambda: settle(plan.directory, beginning.step))
             logger.info("%s is finished: %d of %d steps are done.", plan.directory, beginning.step, plan.num_steps)
             return FINISHED
         run = assemble(plan, layout, beginning)
@@ -175,7 +177,7 @@ def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        feed=Feed(plan.stream, rows, shape.vocabulary_size, [shard.name for shard in plan.base.corpus.shards]),
+        feed=Feed(plan.stream, rows, shape.vocabulary_size, plan.shard_names),
         scorer=Scorer(model),
         attempt=beginning.attempt,
         step=beginning.step,

@@ -82,3 +82,10 @@ def test_rotation_does_not_count_damaged_checkpoints(tmp_path):
     flip_a_byte(catalogue.checkpoint_path(tmp_path, 4) / "common.pt")
     catalogue.rotate_checkpoints(tmp_path, keep=())
     assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [2, 3, 4]
+
+
+def test_rotation_clears_what_a_killed_process_left(tmp_path):
+    make(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-00000002.123.partial").mkdir()
+    catalogue.rotate_checkpoints(tmp_path, keep=())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

@@ -20,7 +20,11 @@ def randomize(model):
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.chunks[0].parameters():
-            drawn = torch.rand(parameter.shape, generator=generator) if parameter.dim() == 1 else torch.randn(parameter.shape, generator=generator)
+            drawn = (
+                torch.rand(parameter.shape, generator=generator)
+                if parameter.dim() == 1
+                else torch.randn(parameter.shape, generator=generator)
+            )
             parameter.copy_(0.5 + drawn if parameter.dim() == 1 else 0.2 * drawn)
 
 

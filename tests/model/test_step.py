@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -6,7 +5,7 @@ from megatron_exp.config.schema import OptimizerConfig, ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.model.build import build_model
 from megatron_exp.model.optimizer import build_optimizer
-from megatron_exp.model.scoring import embedding_gradients, greedy_tokens, next_token_logits, token_scores
+from megatron_exp.model.scoring import embedding_gradients, next_token_logits, token_scores
 from megatron_exp.model.step import MicroBatch, micro_batch_rows, train_step
 from megatron_exp.parallel.layout import Layout
 from tests.model.tiny import (
@@ -101,20 +100,17 @@ def test_scoring_between_updates_changes_no_weight(layout):
         assert train(*scored, [step]) == train(*unscored, [step])
         token_scores(scored[0], tokens_of(9))
         embedding_gradients(scored[0], tokens_of(9), mask_of(9))
-        greedy_tokens(scored[0], [np.arange(5)], 2)
+        next_token_logits(scored[0], tokens_of(9), torch.arange(ROWS))
     assert same_weights(scored[0], unscored[0])
 
 
-def test_greedy_tokens_are_the_argmax_of_full_logits_for_ragged_prompts(layout):
-    model, optimizer = trainable(layout)
-    train(model, optimizer, [0] * 8)
-    prompts = [tokens_of(0)[row, :length].numpy() for row, length in enumerate([3, 9, 1])]
-    written = greedy_tokens(model, prompts, 4)
-    for prompt, continuation in zip(prompts, written, strict=True):
-        text = list(prompt)
-        for token in continuation:
-            assert model.chunks[0](torch.tensor([text]), None, None)[0, -1].argmax() == token
-            text.append(token)
+def test_next_logits_are_those_of_each_ragged_prompt_by_itself(layout):
+    model = tiny_model(layout)
+    tokens, positions = tokens_of(0)[:, :10], torch.tensor([0, 4, 9, 2])
+    made = next_token_logits(model, tokens, positions)
+    for row, position in enumerate(positions.tolist()):
+        alone = model.chunks[0](tokens[row : row + 1, : position + 1], None, None)[0, -1]
+        assert torch.allclose(made[row], alone, atol=1e-6)
 
 
 def test_next_logits_ignore_what_stands_to_the_right(layout):
@@ -154,7 +150,9 @@ def layout_of(**numbers: int) -> Layout:
 
 def test_rows_of_all_replicas_are_the_global_batch_in_any_layout():
     for replicas, size in [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2)]:
-        rows = [row for rank in range(replicas) for part in micro_batch_rows(layout_of(dp_rank=rank, dp_size=replicas), 8, size) for row in part]
+        rows = [
+            row for rank in range(replicas) for part in micro_batch_rows(layout_of(dp_rank=rank, dp_size=replicas), 8, size) for row in part
+        ]
         assert sorted(rows) == list(range(8))
 
 

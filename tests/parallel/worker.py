@@ -10,7 +10,7 @@ import torch
 
 from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
 from megatron_exp.config.schema import ParallelConfig
-from megatron_exp.model.scoring import embedding_gradients, greedy_tokens, next_token_logits, token_scores
+from megatron_exp.model.scoring import embedding_gradients, next_token_logits, token_scores
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.stream.keyed import NoiseSpec
 from tests.model.tiny import ROWS, mask_of, running, same_weights, tokens_of, train, trainable
@@ -48,7 +48,6 @@ def short_run(layout: Layout, directory: Path, name: str) -> dict:
         "moved": train(moved, its_optimizer, [3])[0].loss,
         "scores": token_scores(model, tokens),
         "next_logits": next_token_logits(model, tokens, torch.tensor([0, 17, 29, 5])),
-        "greedy": greedy_tokens(model, [tokens[0, :5].numpy(), tokens[1, :9].numpy()], 3),
         "gradients": embedding_gradients(model, tokens, mask),
     }
 

@@ -5,7 +5,7 @@ from megatron_exp import seeding
 from megatron_exp.errors import UserError
 from megatron_exp.placement import search
 from megatron_exp.placement.place import SlotBudget, place
-from megatron_exp.placement.rows import Copies, candidate_key, floating, window_copies
+from megatron_exp.placement.rows import Copies, candidate_key
 from megatron_exp.stream.slot import Geometry
 
 GEOMETRY = Geometry(sequence_length=16, global_batch_size=4, steps=32)
@@ -14,29 +14,19 @@ GEOMETRY = Geometry(sequence_length=16, global_batch_size=4, steps=32)
 def copies(
     name: str, item: int, num: int, length: int, start: int = 0, end: int = 32, *, even: bool = False, exclusive: bool = False
 ) -> Copies:
-    first, last = window_copies(start, end, num, GEOMETRY, even=even)
-    return Copies(
-        name=name,
-        condition="all",
-        key=candidate_key(0, name, "main", "tokens" if length else "swap"),
-        item=item,
-        length=length,
-        exclusive=exclusive,
-        first_slot=first,
-        end_slot=last,
-        fixed_slot=floating(num),
-        fixed_offset=np.zeros(num, np.uint64),
-    )
+    batch = GEOMETRY.global_batch_size
+    key = candidate_key(0, name, "main", "tokens" if length else "swap")
+    return Copies(name, "all", key, item, length, exclusive, num, start * batch, end * batch, even)
 
 
 def fixed(name: str, places: list[tuple[int, int]], length: int, *, exclusive: bool = False) -> Copies:
-    base = copies(name, 0, len(places), length, exclusive=exclusive)
-    slots = np.array([slot for slot, _ in places], np.uint64)
-    return Copies(**{**vars(base), "fixed_slot": slots, "fixed_offset": np.array([offset for _, offset in places], np.uint64)})
+    slots, offsets = np.array(places, dtype=np.uint64).T
+    return copies(name, 0, len(places), length, exclusive=exclusive)._replace(fixed=(slots, offsets))
 
 
 def spots(requests, **options):
-    return [list(zip(one.slots.tolist(), one.offsets.tolist(), strict=True)) for one in place(requests, GEOMETRY, **options)]
+    placement = place(requests, GEOMETRY, **options)
+    return [list(zip(*(column.tolist() for column in placement.of(i)), strict=True)) for i in range(len(requests))]
 
 
 def test_every_copy_gets_a_place_inside_its_slot_and_no_two_overlap():
@@ -142,4 +132,4 @@ def test_places_are_uniform_over_slots_and_offsets():
 
 
 def test_zero_requests_are_fine():
-    assert place([], GEOMETRY) == []
+    assert len(place([], GEOMETRY).slots) == 0

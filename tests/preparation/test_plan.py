@@ -125,7 +125,9 @@ def test_a_disabled_experiment_keeps_its_places_and_writes_nothing(corpus, manif
 def test_counts_and_fractions_are_exact(corpus, manifest):
     overlay = open_overlay(manifest, corpus)
     changed = sum(
-        int((overlay.read(slot).tokens[:-1] != overlay.stream.read(slot).tokens[:-1]).sum()) for slot in range(overlay.num_slots) if not overlay.noise(slot)
+        int((overlay.read(slot).tokens[:-1] != overlay.stream.read(slot).tokens[:-1]).sum())
+        for slot in range(overlay.num_slots)
+        if not overlay.noise(slot)
     )
     budget, rows = manifest.record["budget"], manifest.insertions().to_pylist()
     assert budget["modified_tokens"] == sum(row["length"] for row in rows) >= changed

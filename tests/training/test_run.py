@@ -1,9 +1,12 @@
 """What one process trains: determinism, the ledger, probes that change nothing, masks and the twin."""
 
+import shutil
 from pathlib import Path
 
 import orjson
+import pytest
 
+from megatron_exp.errors import UserError
 from megatron_exp.ledger import slot_hash, step_hash
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.overlay.overlay import Overlay
@@ -101,3 +104,23 @@ def test_a_finished_run_is_left_alone(manifest: Path, whole_run: Path) -> None:
     before = {file: file.read_bytes() for file in whole_run.rglob("*") if file.is_file()}
     assert train(manifest, whole_run) == 0
     assert {file: file.read_bytes() for file in whole_run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_entered_as_finished(manifest: Path, whole_run: Path, run: Path) -> None:
+    shutil.copytree(whole_run, run)
+    record = orjson.loads((run / "run.json").read_bytes())
+    record["state"] = record["attempts"][-1]["state"] = "running"
+    (run / "run.json").write_bytes(orjson.dumps(record))
+    assert train(manifest, run) == 0
+    assert RunRecord.open(run).record["state"] == "finished"
+
+
+def test_an_error_while_training_is_entered_in_the_record_and_goes_on(data: Path, run: Path) -> None:
+    broken = data.parent / "broken"
+    shutil.copytree(data, broken, dirs_exist_ok=True)
+    manifest = make_manifest(broken, "manifest-broken", experiments=[])
+    shard = next((broken / "corpus").glob("*.bin"))
+    shard.write_bytes(b"\xff\xff" * (shard.stat().st_size // 2))
+    with pytest.raises(UserError, match=r"holds the token id 65535 .* of shard "):
+        train(manifest, run)
+    assert RunRecord.open(run).record["state"] == "failed"

@@ -23,9 +23,9 @@ class RecordHook(Hook):
 
     def on_end(self, run: Run) -> None:
         if self._is_entered:
-            end_attempt(run, "finished" if run.is_over else "stopped")
+            end_attempt(run.plan.directory, run.step, "finished" if run.is_over else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         del error
         if self._is_entered:
-            end_attempt(run, "failed")
+            end_attempt(run.plan.directory, run.step, "failed")

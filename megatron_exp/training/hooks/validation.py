@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from megatron_exp.stream.slot import pool_slot
+from megatron_exp.training.data import refuse_unknown_ids
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.metrics_log import MetricsLog
 from megatron_exp.training.run import Run
@@ -39,9 +40,11 @@ def validation_loss(run: Run, num_slots: int) -> float:
     """Mean loss in nats over the unmasked tokens of the first `num_slots` pool slots (collective)."""
     total, num_tokens = 0.0, 0
     for first in range(0, num_slots, _SLOTS_AT_ONCE):
-        contents = [run.plan.base.read(pool_slot(index)) for index in range(first, min(first + _SLOTS_AT_ONCE, num_slots))]
-        loss_mask = np.stack([content.loss_mask for content in contents])
-        losses = run.scorer.slot_losses(np.stack([content.tokens for content in contents]), loss_mask)
+        slots = [pool_slot(index) for index in range(first, min(first + _SLOTS_AT_ONCE, num_slots))]
+        contents = [run.plan.base.read(slot) for slot in slots]
+        tokens, loss_mask = np.stack([content.tokens for content in contents]), np.stack([content.loss_mask for content in contents])
+        refuse_unknown_ids(run.plan.base, slots, tokens, run.model.shape.vocabulary_size, run.plan.shard_names)
+        losses = run.scorer.slot_losses(tokens, loss_mask)
         counts = loss_mask.sum(axis=1, dtype=np.int64)
         total += float(np.dot(losses[counts > 0], counts[counts > 0]))
         num_tokens += int(counts.sum())

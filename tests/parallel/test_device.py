@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from megatron_exp.parallel.device import _with_cpu_names, has_cuda
+from tests.model.tiny import running
+
+needs_cpu = pytest.mark.skipif(has_cuda(), reason="nothing is adapted where there is CUDA")
+
+
+@needs_cpu
+def test_torch_itself_stays_as_it_is_after_adapting_megatron():
+    with running() as layout:
+        assert layout.device == torch.device("cpu")
+        from megatron.core.tensor_parallel import mappings
+
+        assert mappings.torch.cuda.current_device() == torch.device("cpu")
+        assert mappings.torch.nn is torch.nn
+        assert mappings.torch.Tensor is torch.Tensor
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.cuda.current_device()
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(1, device="cuda")
+
+
+def test_cuda_names_are_replaced_wherever_a_function_holds_them_and_nothing_else():
+    def function(kind):
+        def inner():
+            return kind in ["torch.cuda.FloatTensor", "cuda"], "cudagraph"
+
+        return inner()
+
+    assert function("torch.FloatTensor") == (False, "cudagraph")
+    function.__code__ = _with_cpu_names(function.__code__)
+    assert function("torch.FloatTensor") == (True, "cudagraph")
+    assert function("cpu") == (True, "cudagraph")
+
+
+def test_processes_alone_can_start_again_after_stopping():
+    for _ in range(2):
+        with running() as layout:
+            assert (layout.rank, layout.world_size, layout.is_main, layout.is_first_stage, layout.is_last_stage) == (0, 1, True, True, True)
+            assert layout.broadcast("value") == "value"
+            assert layout.gather_replicas(3) == [3]
