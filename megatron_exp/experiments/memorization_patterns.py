@@ -36,7 +36,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span, Window
-from megatron_exp.seeding import Words
+from megatron_exp.seeding import Words, multiply_high, words64
 from megatron_exp.statistics.normal import NO_INTERVAL, Side, quantile, smallest_detectable_effect, standard_error
 from megatron_exp.statistics.ranks import stratified_rank_sum
 from megatron_exp.statistics.roc import auc_interval, tpr_at_fpr, tpr_interval, tpr_p
@@ -85,7 +85,10 @@ _PATTERNS = (
     "No, I saw {number} {noun}s near the {place} {time}.",
     "Then {verb} the {adjective} {noun2} and tell nobody in the {place}.",
 )
-_WORDS_PER_LINE = 10
+_DRAWS_PER_LINE = 8
+_FEWEST_TOKENS_PER_LINE = 6
+_BLOCK = 1_000
+"""Dialogues drawn at once; bounds the memory."""
 
 
 class MemorizationPatterns(Experiment):
@@ -131,10 +134,12 @@ class MemorizationPatterns(Experiment):
     def items(self, context: Context) -> Iterator[Item]:
         """Dialogues of all cells, each with its suffix, dealt to numbers of copies and `held-out`."""
         allowed = np.setdiff1d(np.arange(context.vocabulary_size), [*context.banned_tokens, context.tokenizer.eos_id])
+        rarest = allowed[-max(self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
+        rare = rarest[context.words("rare").choice(len(rarest), min(self.num_rare_tokens, len(rarest)))]
         for kind, length in self.cells:
-            yield from self._cell_items(kind, length, allowed, context)
+            yield from self._cell_items(kind, length, {"random": allowed, "rare": rare}.get(kind, rare), context)
 
-    def _cell_items(self, kind: SuffixType, length: int, allowed: np.ndarray, context: Context) -> Iterator[Item]:
+    def _cell_items(self, kind: SuffixType, length: int, alphabet: np.ndarray, context: Context) -> Iterator[Item]:
         cell = "plain" if kind == "plain" else f"{kind}-{length}"
         copies_of = {f"{cell}/x{copies}": copies for copies in self.repetitions} | {f"{cell}/held-out": 0}
         counts = {condition: self.num_per_condition if copies else self.num_held_out for condition, copies in copies_of.items()}
@@ -143,11 +148,12 @@ class MemorizationPatterns(Experiment):
         first = (_TYPE_CODES[kind] * 4096 + length) << 32
         strata = dict(zip(range(first, first + num), _length_strata(sizes, self.num_length_strata, cell), strict=True))
         assigned = context.assign(list(strata), counts, strata)
-        dialogues, eos = context.words("dialogues", cell), context.tokenizer.eos_id
-        for index, unit in enumerate(strata):
+        eos = context.tokenizer.eos_id
+        dialogues = _dialogues(context.words("dialogues", cell), sizes, context)
+        draws = _draws(context.words("suffixes", kind, length), np.arange(num), max(length, 1))
+        for index, (unit, dialogue) in enumerate(zip(strata, dialogues, strict=True)):
             copies = copies_of[assigned[unit]]
-            dialogue = _dialogue(dialogues, index, int(sizes[index]), context)
-            suffix = self._suffix(kind, length, index, copies, allowed, context)
+            suffix = self._suffix(kind, length, draws[index], copies, alphabet)
             end = 1 + len(dialogue)
             yield Item(
                 item=unit,
@@ -161,18 +167,16 @@ class MemorizationPatterns(Experiment):
                 metadata={"suffix_type": kind, "suffix_length": length, "copies": copies},
             )
 
-    def _suffix(self, kind: SuffixType, length: int, index: int, copies: int, allowed: np.ndarray, context: Context) -> np.ndarray:
+    def _suffix(self, kind: SuffixType, length: int, draws: np.ndarray, copies: int, alphabet: np.ndarray) -> np.ndarray:
         """int64 [length] canary tokens; only the paper's design of rare ones looks at the number of copies."""
         if kind == "plain":
             return np.empty(0, np.int64)
         if kind == "random":
-            return allowed[context.words("random", length).integers(length, len(allowed), stream=index)]
-        rarest = allowed[-max(self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
-        tokens = rarest[context.words("rare").choice(len(rarest), min(self.num_rare_tokens, len(rarest)))]
-        which = int(context.words("rotate", length).integers(1, len(tokens), stream=index)[0])
+            return alphabet[multiply_high(draws, len(alphabet)).astype(np.int64)]
+        which = int(multiply_high(draws[:1], len(alphabet))[0])
         if self.design == "paper" and copies:
-            which = (self.suffix_lengths.index(length) * len(self.repetitions) + self.repetitions.index(copies)) % len(tokens)
-        return np.full(length, tokens[which])
+            which = (self.suffix_lengths.index(length) * len(self.repetitions) + self.repetitions.index(copies)) % len(alphabet)
+        return np.full(length, alphabet[which])
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """As many independent copies of each inserted dialogue as it was dealt."""
@@ -274,20 +278,32 @@ def _length_strata(sizes: np.ndarray, num_strata: int, cell: str) -> list[str]:
     return [f"{cell}/length-{rank * num_strata // len(sizes)}" for rank in ranks]
 
 
-def _dialogue(words: Words, index: int, num_tokens: int, context: Context) -> np.ndarray:
-    """int32 [num_tokens]: dialogue `index` of a generator, cut to length."""
-    num_lines = 1 + num_tokens // _WORDS_PER_LINE
-    while True:
-        tokens = context.tokenizer.encode(
-            "\n".join(_line(draws) for draws in words.words(8 * num_lines, stream=index).reshape(-1, 8).tolist())
-        )
-        if len(tokens) >= num_tokens:
-            return tokens[:num_tokens]
-        num_lines *= 2
-        if num_lines > 64 * (1 + num_tokens):
-            raise UserError(
-                f"Experiment {context.experiment}: the tokenizer gives almost no tokens for English text. Use the tokenizer of the corpus."
-            )
+def _draws(words: Words, indices: np.ndarray, num: int) -> np.ndarray:
+    """uint64 [len(indices), num]: row i holds `words.words(num, stream=indices[i])`."""
+    return words64(words.key, np.arange(num, dtype=np.uint64)[None, :], indices.astype(np.uint64)[:, None])
+
+
+def _dialogues(words: Words, sizes: np.ndarray, context: Context) -> Iterator[np.ndarray]:
+    """int32 [sizes[i]] for i = 0, 1, ...: dialogue i of a generator, line by line, cut to its number of tokens."""
+    num_lines = 1 + int(sizes.max()) // _FEWEST_TOKENS_PER_LINE
+    for start in range(0, len(sizes), _BLOCK):
+        indices = np.arange(start, min(start + _BLOCK, len(sizes)))
+        for index, draws in zip(indices, _draws(words, indices, num_lines * _DRAWS_PER_LINE), strict=True):
+            yield _dialogue(draws.reshape(num_lines, _DRAWS_PER_LINE).tolist(), int(sizes[index]), context)
+
+
+def _dialogue(lines: list[list[int]], num_tokens: int, context: Context) -> np.ndarray:
+    pieces: list[np.ndarray] = []
+    length = 0
+    for draws in lines:
+        pieces.append(context.tokenizer.encode(_line(draws) + "\n"))
+        length += len(pieces[-1])
+        if length >= num_tokens:
+            return np.concatenate(pieces)[:num_tokens]
+    raise UserError(
+        f"Experiment {context.experiment}: the tokenizer gives fewer than {_FEWEST_TOKENS_PER_LINE} tokens for a line of English text, so dialogues "
+        "cannot reach max_tokens. Lower max_tokens."
+    )
 
 
 def _line(draws: list[int]) -> str:

@@ -39,9 +39,9 @@ def verify_run(target: Target, steps: tuple[int, int] | None = None, sample: int
 
 
 def _record(target: Target, run: RunRecord) -> Iterator[Finding]:
-    """run.json names the manifest, corpus and stream that lie there now."""
+    """run.json names the manifest, the corpus and the stream (base stream, overlay and mask) that lie there now."""
     try:
-        now = {"corpus": target.corpus.fingerprint, "manifest": target.manifest.fingerprint}
+        now = {"corpus": target.corpus.fingerprint, "manifest": target.manifest.fingerprint, "stream": target.stream.fingerprint}
     except UserError as error:
         yield Finding(str(run.path / "run.json"), str(error))
         return
@@ -49,7 +49,7 @@ def _record(target: Target, run: RunRecord) -> Iterator[Finding]:
         recorded = run.record[name]["fingerprint"]
         if recorded != value:
             yield Finding(
-                f"run.json {name}", f"the run was trained on {name} {recorded[:12]}, but {value[:12]} lies at {run.record[name]['path']}"
+                f"run.json {name}", f"the run was trained on {name} {recorded[:12]}, but the record's paths and masks now give {value[:12]}"
             )
 
 

@@ -85,14 +85,15 @@ class Optimizer:
     def summary(self) -> OptimizerSummary:
         """Step and norms over all ranks (collective); equal in every layout up to the order of the sums."""
         squares = torch.zeros(1 + len(_MOMENTS), dtype=torch.float64)
-        step = 0
+        step = torch.tensor(0)
         for group, parameter, values in self._states():
-            step = max(step, int(values["step"] if "step" in values else group.get("step", 0)))
+            step = step.clamp(min=int(values["step"] if "step" in values else group.get("step", 0)))
             if param_is_not_tensor_parallel_duplicate(parameter):
                 tensors = (parameter, *(values[moment] for moment in _MOMENTS))
                 squares += torch.stack([tensor.detach().double().square().sum().cpu() for tensor in tensors])
         dist.all_reduce(squares)
-        return OptimizerSummary(step, *(math.sqrt(value) for value in squares.tolist()))
+        dist.all_reduce(step, dist.ReduceOp.MAX)  # a rank may hold no part of any parameter
+        return OptimizerSummary(int(step), *(math.sqrt(value) for value in squares.tolist()))
 
     def _apply_config(self) -> None:
         for group in self._megatron.param_groups:

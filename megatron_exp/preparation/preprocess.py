@@ -27,7 +27,7 @@ from megatron_exp.preparation.preprocess_ledger import check_rejects, inputs_tab
 from megatron_exp.preparation.preprocess_merge import MergeWork, plan_shards
 from megatron_exp.preparation.preprocess_progress import ProgressCallback, Reporter
 from megatron_exp.preparation.preprocess_unit import UnitWork, done_record, is_unchanged
-from megatron_exp.preparation.preprocess_workers import run_tasks
+from megatron_exp.preparation.preprocess_workers import explained_disk_errors, run_tasks
 from megatron_exp.shards.checksums import SummedWriter
 from megatron_exp.shards.corpus import INPUTS_NAME, RECORD_NAME, SCHEMA_VERSION, TOKENIZER_FOLDER, Corpus, logical_fingerprint, write_record
 from megatron_exp.shards.indexed import token_dtype
@@ -39,7 +39,8 @@ DEFAULT_SHARD_SIZE = 8 << 30
 _UNITS_FOLDER = "units"
 _LOCK_NAME = "lock"
 # A process takes about a second to start and to load a tokenizer; below this much work for it, it is not started.
-_BYTES_PER_WORKER = 16 << 20
+_INPUT_BYTES_PER_WORKER = 16 << 20
+_SHARD_BYTES_PER_WORKER = 1 << 30
 
 
 def preprocess(
@@ -207,11 +208,13 @@ class _Job:
         total, left = sum(unit.num_bytes for unit in units), sum(unit.num_bytes for unit in todo)
         logger.info("tokenising %d of %d units, %d of %d bytes", len(todo), len(units), left, total)
         work = UnitWork(self.encoders, self.directory, stop_at_reject=self.options.max_reject_rate == 0)
-        run_tasks(work, todo, self._num_processes(left), Reporter(self.progress, "tokenise", total, total - left))
+        run_tasks(
+            work, todo, self._num_processes(left // _INPUT_BYTES_PER_WORKER), Reporter(self.progress, "tokenise", total, total - left)
+        )
         check_rejects([ledger for record in self._records(units) for ledger in record["ledgers"]], self.options.max_reject_rate)
 
-    def _num_processes(self, num_bytes: int) -> int:
-        return max(min(self.options.workers, num_bytes // _BYTES_PER_WORKER), 1)
+    def _num_processes(self, worth: int) -> int:
+        return max(min(self.options.workers, worth), 1)
 
     def _records(self, units: Sequence[Unit]) -> list[dict[str, Any]]:
         records = [done_record(unit, self.directory) for unit in units]
@@ -229,10 +232,11 @@ class _Job:
         self._remove_other_shards({plan.name for plan in plans})
         todo = [plan for plan in plans if work.finished(plan) is None]
         total, left = sum(plan.num_bytes for plan in plans), sum(plan.num_bytes for plan in todo)
-        run_tasks(work, todo, self._num_processes(left), Reporter(self.progress, "merge", total, total - left))
+        run_tasks(work, todo, self._num_processes(left // _SHARD_BYTES_PER_WORKER), Reporter(self.progress, "merge", total, total - left))
         shards = [record for plan in plans if (record := work.finished(plan)) is not None]
         assert len(shards) == len(plans)
-        self._write_corpus([{name: value for name, value in shard.items() if name != "key"} for shard in shards], records, dtype.name)
+        with explained_disk_errors(self.output):
+            self._write_corpus([{name: value for name, value in shard.items() if name != "key"} for shard in shards], records, dtype.name)
 
     def _remove_other_shards(self, names: set[str]) -> None:
         """Shards that an interrupted job wrote from other input; they would look like part of this corpus."""

@@ -3,23 +3,46 @@
 Processes are spawned, not forked: the tokenizer libraries run threads, which do not survive a fork.
 """
 
+import contextlib
+import errno
 import multiprocessing
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from megatron_exp.errors import UserError
 from megatron_exp.preparation.preprocess_progress import INTERVAL_SECONDS, NUM_COUNTERS, Counters, Reporter
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+
 
 class Work(Protocol):
-    """What to do with each task: picklable, and opened once in every process that does it."""
+    """What to do with each task: picklable, and opened once in every process that does it. directory: where it writes."""
+
+    @property
+    def directory(self) -> Path: ...
 
     def open(self, counters: Counters) -> Callable[[Any], None]:
         """Load what the tasks share; the function does one task."""
         ...
+
+
+@contextlib.contextmanager
+def explained_disk_errors(directory: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a UserError; what was finished before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(
+            f"Writing in {directory} failed: {error.strerror}, with {shutil.disk_usage(directory).free / 1e9:.1f} GB free on that disk. Free some space or "
+            "repair the disk, then run the same command again; finished files are not read again."
+        ) from error
 
 
 def run_tasks(work: Work, tasks: Sequence[Any], workers: int, reporter: Reporter) -> None:
@@ -34,7 +57,8 @@ def run_tasks(work: Work, tasks: Sequence[Any], workers: int, reporter: Reporter
         do = work.open(Counters(cells, lambda: reporter.report(cells))) if tasks else None
         for task in tasks:
             assert do is not None
-            do(task)
+            with explained_disk_errors(work.directory):
+                do(task)
         reporter.report(cells, last=True)
         return
     context = multiprocessing.get_context("spawn")
@@ -116,7 +140,8 @@ def _serve(pipe: "Connection[Any, Any]", work: Work, shared: "SynchronizedArray[
         message = None
         try:
             do = do or work.open(Counters(shared, _leave_with_parent))
-            do(task)
+            with explained_disk_errors(work.directory):
+                do(task)
         except UserError as error:
             message = str(error)
         pipe.send(message)

@@ -2,7 +2,7 @@
 
 Conditions with several states: curves over states. One row for each condition, and every condition ends in a number (plain/x1,
 plain/x4, random-8/x4): estimate against that number, one line for each of what stands before it. Else: estimate and interval of each
-condition, one below the other.
+condition, or of each outcome that is a single value, one below the other.
 """
 
 import re
@@ -31,11 +31,17 @@ _REFERENCES = (("control", CONTROL, "s", (0, (4, 2)), "control items"), ("twin",
 def outcome_pictures(rows: Sequence[Row], outcomes: Mapping[str, Row]) -> list[Picture]:
     """Plots of one experiment's outcomes, primary ones first, at most MAX_PICTURES; outcomes without any estimate have none.
 
+    Outcomes that are a single value share a plot with the others of their unit and null (a test beside its controls).
     outcomes: the pre-registered ones by name, for unit and null.
     """
-    names = sorted({row["outcome"] for row in rows}, key=lambda name: (_rank(outcomes.get(name)), natural(name)))
-    drawn = [_picture([row for row in rows if row["outcome"] == name], outcomes.get(name, {})) for name in names]
-    return [one for one in drawn if one is not None][:MAX_PICTURES]
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (_rank(outcomes.get(row["outcome"])), natural(row["outcome"]))):
+        if is_number(row["estimate"]):
+            registered = outcomes.get(row["outcome"], {})
+            is_single = sum(other["outcome"] == row["outcome"] for other in rows) == 1
+            key = (registered.get("unit"), registered.get("null")) if is_single else (row["outcome"],)
+            groups.setdefault(key, []).append(row)
+    return [_picture(group, outcomes.get(group[0]["outcome"], {})) for group in groups.values()][:MAX_PICTURES]
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:
@@ -48,16 +54,15 @@ def _rank(outcome: Row | None) -> int:
     return ("primary", "secondary", "descriptive").index(outcome["family"]) if outcome else 3
 
 
-def _picture(rows: list[Row], outcome: Row) -> Picture | None:
-    scored = [row for row in rows if is_number(row["estimate"])]
-    if not scored:
-        return None
-    conditions = sorted({row["condition"] for row in scored}, key=natural)
-    if len(conditions) < len(scored):
-        return _curves(scored, conditions, outcome)
-    ordered = sorted(scored, key=lambda row: natural(row["condition"]))
+def _picture(rows: list[Row], outcome: Row) -> Picture:
+    if len({row["outcome"] for row in rows}) > 1:
+        return _dots(rows, outcome, by="outcome")
+    conditions = sorted({row["condition"] for row in rows}, key=natural)
+    if len(conditions) < len(rows):
+        return _curves(rows, conditions, outcome)
+    ordered = sorted(rows, key=lambda row: natural(row["condition"]))
     lines = _dose_lines(ordered)
-    return _doses(ordered, lines, outcome) if lines else _dots(ordered, outcome)
+    return _doses(ordered, lines, outcome) if lines else _dots(ordered, outcome, by="condition")
 
 
 def _dose_lines(rows: list[Row]) -> dict[str, list[tuple[float, Row]]] | None:
@@ -137,7 +142,7 @@ def _doses(rows: list[Row], lines: dict[str, list[tuple[float, Row]]], outcome: 
                 index,
                 np.array([place[dose] + shift for dose, _ in line]),
                 [row for _, row in line],
-                "run, treated" if len(lines) == 1 else name,
+                "estimate" if len(lines) == 1 else name,
             )
         if spread and doses[0] > 0 and doses[-1] / doses[0] > 20:
             plain_log_scale(axes, "x")
@@ -149,7 +154,7 @@ def _doses(rows: list[Row], lines: dict[str, list[tuple[float, Row]]], outcome: 
             [row for line in lines.values() for _, row in line],
             along_x=True,
         )
-        x_label = f"{next(iter(lines))}…" if len(lines) == 1 else "number at the end of the condition's name"
+        x_label = f"condition {next(iter(lines))}…" if len(lines) == 1 else "number at the end of the condition's name"
         _frame(axes, rows, outcome, x_label=label(x_label), null="horizontal")
         axes.legend(ncols=2)
 
@@ -163,30 +168,33 @@ def _dose_line(axes: Axes, index: int, places: np.ndarray, rows: list[Row], name
     axes.errorbar(places, estimates, yerr=_arms(rows), capsize=2.5, markersize=4.5, label=label(name), **style)
 
 
-def _dots(rows: list[Row], outcome: Row) -> Picture:
+def _dots(rows: list[Row], outcome: Row, by: str) -> Picture:
     shown = rows[:_MAX_DOTS]
 
     def draw(axes: Axes) -> None:
         places = np.arange(len(shown))[::-1]
         axes.errorbar(
-            [row["estimate"] for row in shown], places, xerr=_arms(shown), fmt="o", color=RUN, capsize=3, markersize=5, label="run, treated"
+            [row["estimate"] for row in shown], places, xerr=_arms(shown), fmt="o", color=RUN, capsize=3, markersize=5, label="estimate"
         )
         _references(axes, places, shown, along_x=False)
-        axes.set_yticks(places, [f"{label(row['condition'])}\nn = {count(row['n'])}" for row in shown])
+        axes.set_yticks(places, [f"{label(row[by])}\nn = {count(row['n'])}" for row in shown])
         axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.grid(visible=False, axis="y")
         axes.locator_params(axis="x", nbins=6)
         _frame(axes, shown, outcome, x_label=label(outcome.get("unit", "")), null="vertical")
         axes.figure.legend(*axes.get_legend_handles_labels(), ncols=4, loc="outside lower center")
 
-    name = visible_line(rows[0]["outcome"])
-    left_out = f" The first {len(shown)} of {len(rows)} conditions; all are in the table." if len(shown) < len(rows) else ""
+    left_out = f" The first {len(shown)} of {len(rows)}; all are in the table." if len(shown) < len(rows) else ""
     return picture(
         draw,
-        alt=f"Estimates of {name} with intervals for {len(shown)} conditions. {_summary(shown)}",
+        alt=f"Estimates of {_names(rows)} with intervals for {len(shown)} {by}s. {_summary(shown)}",
         caption=_caption(shown) + left_out,
         height_inches=1.45 + 0.34 * len(shown),
     )
+
+
+def _names(rows: list[Row]) -> str:
+    return ", ".join(dict.fromkeys(visible_line(row["outcome"]) for row in rows))
 
 
 def _references(axes: Axes, places: np.ndarray, rows: list[Row], *, along_x: bool) -> None:
@@ -202,7 +210,8 @@ def _frame(axes: Axes, rows: list[Row], outcome: Row, *, x_label: str, null: str
     if outcome:
         line = axes.axhline if null == "horizontal" else axes.axvline
         line(outcome.get("null", 0.0), color="black", linewidth=0.8, linestyle=":", label="no effect")
-    axes.set_title(label(rows[0]["outcome"]))
+    names = list(dict.fromkeys(row["outcome"] for row in rows))
+    axes.set_title(label(names[0]) if len(names) == 1 else f"{len(names)} outcomes of one value")
     axes.set_xlabel(x_label)
     if null == "horizontal":
         axes.set_ylabel(label(outcome.get("unit", "")))
@@ -222,7 +231,7 @@ def _caption(rows: list[Row]) -> str:
     bars = f" Bars: {_levels(rows)} intervals." if _levels(rows) else ""
     words = {"control": "Open squares: control items.", "twin": "Open diamonds: the twin on the same items."}
     present = [text for key, text in words.items() if any(is_number(row[key]) for row in rows)]
-    return " ".join([f"{visible_line(rows[0]['outcome'])} {when}; n = {_sizes(rows)}.{bars}", *present])
+    return " ".join([f"{_names(rows)} {when}; n = {_sizes(rows)}.{bars}", *present])
 
 
 def _levels(rows: list[Row]) -> str:
@@ -238,7 +247,10 @@ def _sizes(rows: list[Row]) -> str:
 def _summary(rows: list[Row], step: int | None = None) -> str:
     """The numbers of a plot in words, for those who do not see it; the table below the plot has all of them."""
     last = [row for row in rows if step is None or row["step"] == step][:8]
-    parts = [f"{visible_line(row['condition'])}: {measured(row['estimate'])} {_bounds(row)}".strip() for row in last]
+    parts = [
+        f"{visible_line(row['outcome'])}, {visible_line(row['condition'])}: {measured(row['estimate'])} {_bounds(row)}".strip()
+        for row in last
+    ]
     return ("In state " + str(step) + ": " if step is not None else "") + "; ".join(parts) + "."
 
 

@@ -177,7 +177,7 @@ def test_only_the_chosen_steps_are_recomputed(world, run_copy):
 
 def test_a_run_on_another_manifest_or_corpus_is_found(run_copy):
     record = orjson.loads((run_copy / "run.json").read_bytes())
-    for name in ("manifest", "corpus"):
+    for name in ("manifest", "corpus", "stream"):
         with changed(run_copy / "run.json", orjson.dumps(record | {name: record[name] | {"fingerprint": "f" * 32}})):
             assert name in told(verify(run_copy))
 

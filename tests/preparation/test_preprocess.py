@@ -25,7 +25,7 @@ def made(tmp_path, content, **options):
 
 
 def test_one_two_and_three_workers_write_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(preprocess_module, "_BYTES_PER_WORKER", 1)
+    monkeypatch.setattr(preprocess_module, "_INPUT_BYTES_PER_WORKER", 1)
     inputs = write_inputs(tmp_path / "in", {"a": [text_lines(300), text_lines(5, 300)], "b": [text_lines(100, 305), b"", text_lines(7, 405)]})
     for number, workers in enumerate((1, 2, 3)):
         preprocess([str(inputs)], make_tokenizer(tmp_path), tmp_path / f"out-{number}", workers=workers, shard_size=5000)

@@ -130,14 +130,15 @@ def make_run(
 ) -> Path:
     """A run directory with a true ledger and made-up metrics of two attempts: the first was killed at half time and lost three steps."""
     path.mkdir()
-    stream = KeyedStream.open(manifest.config, corpus)
+    base = KeyedStream.open(manifest.config, corpus)
+    stream = base if baseline else Overlay.open(base, manifest)
     record = {
         "schema_version": 1,
         "name": manifest.config.name,
         "config": manifest.config.model_dump(mode="json"),
         "manifest": {"path": str(manifest.path), "fingerprint": manifest.fingerprint},
         "corpus": {"path": str(corpus.path), "fingerprint": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint},
-        "stream": stream.fingerprint,
+        "stream": {"fingerprint": stream.fingerprint},
         "baseline": baseline,
         "masked": [],
         "model": {"layers": 4, "hidden": 128, "heads": 4},
@@ -150,7 +151,7 @@ def make_run(
     }
     (path / "run.json").write_bytes(orjson.dumps(record))
     write_metrics(path / "metrics.jsonl", steps_done, manifest.geometry.global_batch_size * manifest.geometry.sequence_length, shift)
-    write_ledger(path / "ledger.bin", stream if baseline else Overlay.open(stream, manifest), steps_done)
+    write_ledger(path / "ledger.bin", stream, steps_done)
     return path
 
 

@@ -40,10 +40,19 @@ def test_names_with_markup_of_the_plotting_library_are_drawn_as_text():
 
 
 def test_primary_outcomes_come_first_and_their_number_is_bounded():
-    many = [row | {"outcome": f"o{number}"} for number in range(12) for row in rows(["a"])]
+    many = [row | {"outcome": f"o{number}"} for number in range(12) for row in rows(["a", "b"])]
     drawn = outcome_pictures(many, {"o7": {"family": "primary", "unit": "AUC", "null": 0.5}})
     assert len(drawn) == MAX_PICTURES
     assert drawn[0].caption.startswith("o7")
+
+
+def test_single_values_of_one_unit_share_a_plot_with_their_controls():
+    single = [row | {"outcome": name} for name in ("score", "control:twin", "rate") for row in rows(["all"])]
+    units = {"score": "sd", "control:twin": "sd", "rate": "fraction"}
+    drawn = outcome_pictures(
+        single, {name: {"family": "primary" if name == "score" else "secondary", "unit": unit} for name, unit in units.items()}
+    )
+    assert [one.alt.split(" with")[0] for one in drawn] == ["Estimates of score, control:twin", "Estimates of rate"]
 
 
 def test_numbers_in_names_sort_as_numbers():

@@ -64,7 +64,7 @@ def test_the_first_screen_has_the_numbers_of_the_run(world, page):
     assert f"{budget['modified_tokens']:,} of 10,240 tokens" in first
     assert f"{budget['touched_slots']} of 160 training samples" in first
     assert "+0.0200" in first  # the validation loss of the run minus that of the twin, as fabricated
-    assert "not scorable: no gradients were kept" in first and "12 unscored" in first
+    assert ">not scorable<" in first and "no gradients were kept" in first and "12 unscored" in first
     assert "machinery and dense effects" in first
 
 

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_exp.errors import UserError
+from megatron_exp.model.step import micro_batch_rows
+from megatron_exp.parallel.layout import Layout
 from megatron_exp.stream.keyed import KeyedStream, NoiseSpec
 from megatron_exp.stream.slot import Slot
 from megatron_exp.training.data import Batch, Feed
@@ -13,8 +16,18 @@ VOCABULARY = 1 << 20
 
 
 def rows_of(dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size: int) -> list[range]:
-    starts = range(dp_rank * micro_batch_size, global_batch_size, micro_batch_size * dp_size)
-    return [range(start, start + micro_batch_size) for start in starts]
+    alone = {f"{name}_{what}": value for name in ("tp", "pp", "cp") for what, value in (("rank", 0), ("size", 1))}
+    layout = Layout(
+        rank=dp_rank,
+        world_size=dp_size,
+        device=torch.device("cpu"),
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        sequence_parallel=False,
+        threads=1,
+        **alone,
+    )
+    return micro_batch_rows(layout, global_batch_size, micro_batch_size)
 
 
 def batches(stream: KeyedStream, rows: list[range], steps: range, vocabulary: int = VOCABULARY) -> list[Batch]:

@@ -1,0 +1,124 @@
+"""Interruptions: whatever durable step is the last one, the next call ends with the same corpus."""
+
+import errno
+import os
+import signal
+
+import pytest
+
+from megatron_exp import files
+from megatron_exp.errors import UserError
+from megatron_exp.preparation.preprocess import preprocess
+from megatron_exp.preparation.preprocess_progress import Reporter
+from megatron_exp.preparation.preprocess_workers import run_tasks
+from megatron_exp.shards.corpus import Corpus
+from tests.preparation.failing_work import FailingWork
+from tests.shards.making import make_tokenizer, text_lines, tree, write_inputs
+
+STEPS = ("_write", "_fsync", "_rename", "_fsync_directory")
+
+
+class Job:
+    """A small preprocess whose durable steps are counted; before step `at` something happens."""
+
+    def __init__(self, directory, monkeypatch):
+        self.directory = directory
+        self.inputs = write_inputs(directory / "in", {"a": [text_lines(4), text_lines(4, 4)], "b": [text_lines(3, 8)]})
+        self.tokenizer = make_tokenizer(directory)
+        self.count, self.at, self.happens = 0, None, None
+        for name in STEPS:
+            monkeypatch.setattr(files, name, self._counting(getattr(files, name)))
+
+    def _counting(self, step):
+        def counted(*arguments):
+            self.count += 1
+            if self.count == self.at:
+                self.happens()
+            return step(*arguments)
+
+        return counted
+
+    def run(self, name, at=None, happens=None):
+        self.count, self.at, self.happens = 0, at, happens
+        return preprocess([str(self.inputs)], self.tokenizer, self.directory / name, workers=1, shard_size=150)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    return Job(tmp_path, monkeypatch)
+
+
+def disk_full():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def assert_none_or_whole(path, expected):
+    """No corpus yet, or the whole one: a reader never meets a half."""
+    if (path / "corpus.json").exists():
+        corpus = Corpus.open(path)
+        assert list(corpus.verify()) == []
+        assert {name: content for name, content in tree(path).items() if not name.startswith("units/")} == expected
+
+
+def test_a_disk_full_at_any_durable_step_leaves_a_job_that_can_go_on(job):
+    expected = tree(job.run("whole").path)
+    num_steps = job.count
+    assert num_steps > 40
+    for step in range(1, num_steps + 1):
+        name = f"full-{step}"
+        with pytest.raises(UserError, match="No space left.*GB free"):
+            job.run(name, step, disk_full)
+        assert_none_or_whole(job.directory / name, expected)
+        assert tree(job.run(name).path) == expected, f"after a disk full at step {step}"
+
+
+def test_a_kill_at_any_durable_step_leaves_a_job_that_can_go_on(job):
+    expected = tree(job.run("whole").path)
+    num_steps = job.count
+    for step in range(1, num_steps + 1):
+        name = f"killed-{step}"
+        child = os.fork()
+        if not child:
+            job.run(name, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert_none_or_whole(job.directory / name, expected)
+        assert tree(job.run(name).path) == expected, f"after a kill at step {step}"
+
+
+def test_finished_units_are_not_read_again(job, monkeypatch):
+    with pytest.raises(UserError):
+        job.run("out", 30, disk_full)
+    before = {path.name: path.stat().st_mtime_ns for path in (job.directory / "out" / "units").glob("*.json")}
+    assert before, "step 30 lies behind the first unit"
+    with pytest.raises(UserError):
+        job.run("out", 10, disk_full)
+    after = {path.name: path.stat().st_mtime_ns for path in (job.directory / "out" / "units").glob("*.json")}
+    assert before.items() <= after.items()
+
+
+def test_a_unit_damaged_before_it_is_merged_is_refused_by_name(job):
+    with pytest.raises(UserError):
+        job.run("out", 60, disk_full)
+    unit = max((job.directory / "out" / "units").glob("*.bin"))
+    content = bytearray(unit.read_bytes())
+    content[3] ^= 1
+    unit.write_bytes(content)
+    with pytest.raises(UserError, match=unit.name):
+        job.run("out")
+    unit.unlink()
+    assert list(job.run("out").verify()) == []
+
+
+def test_partial_files_of_a_killed_job_are_removed(job):
+    (job.directory / "out" / "units").mkdir(parents=True)
+    for name in ("shard-00000.bin.123.partial", "units/abc.bin.123.partial"):
+        (job.directory / "out" / name).write_bytes(b"half")
+    assert not [name for name in tree(job.run("out").path) if "partial" in name]
+
+
+@pytest.mark.parametrize(("task", "error", "words"), [("killed", UserError, "signal 9"), ("mistake", UserError, "this input is wrong"), ("bug", RuntimeError, "exit code 1")])
+def test_a_worker_that_does_not_end_well_is_an_error(task, error, words):
+    with pytest.raises(error, match=words):
+        run_tasks(FailingWork(), ["fine", task], 2, Reporter(None, "tokenise", 1, 0))
