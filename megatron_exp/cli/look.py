@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("inspect")(inspect)
     app.command("verify")(verify)
+    app.command("search")(search)
     app.command("status")(status)
     app.command("doctor")(doctor)
 
@@ -87,6 +88,26 @@ def _range(text: str) -> tuple[int, int]:
     if not colon or not first.isdigit() or not end.isdigit() or int(first) >= int(end):
         raise UserError(f"--steps {text!r} is not of the form A:B with A < B, for example 100:200.")
     return int(first), int(end)
+
+
+def search(
+    path: Annotated[Path, typer.Argument(help="A CORPUS, MANIFEST or RUN directory.")],
+    strings: Annotated[Path, typer.Option(help="JSON lines with `text` or `token_ids`, and an `id` if you like.")],
+    out: Annotated[Path | None, typer.Option(help="Directory for all occurrences as Parquet.")] = None,
+    json: Json = False,
+) -> None:
+    """Count exact occurrences of token strings in shards, in the stream as trained, and in payloads."""
+    from megatron_exp.inspection import document
+    from megatron_exp.inspection.search import search as go
+    from megatron_exp.inspection.targets import open_target
+
+    answer = go(open_target(path), strings, out)
+    if json:
+        typer.echo(document.as_json("search", answer))
+    else:
+        from megatron_exp.inspection import render
+
+        render.show(answer, console)
 
 
 def status(run: Annotated[Path, typer.Argument(help="RUN directory.")], json: Json = False) -> None:

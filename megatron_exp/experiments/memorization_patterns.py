@@ -137,7 +137,7 @@ class MemorizationPatterns(Experiment):
         rarest = allowed[-max(self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
         rare = rarest[context.words("rare").choice(len(rarest), min(self.num_rare_tokens, len(rarest)))]
         for kind, length in self.cells:
-            yield from self._cell_items(kind, length, {"random": allowed, "rare": rare}.get(kind, rare), context)
+            yield from self._cell_items(kind, length, rare if kind == "rare" else allowed, context)
 
     def _cell_items(self, kind: SuffixType, length: int, alphabet: np.ndarray, context: Context) -> Iterator[Item]:
         cell = "plain" if kind == "plain" else f"{kind}-{length}"
@@ -253,15 +253,15 @@ class MemorizationPatterns(Experiment):
         for step in frame.steps:
             now = frame.step == step
             most = now & np.isin(copies, (0, max(self.repetitions)))
-            yield _auc_score(frame.where(most), "auc", f"x{max(self.repetitions)}", "greater")
+            yield _auc_score(frame.where(most), step, "auc", f"x{max(self.repetitions)}", "greater")
             if frame.has_twin:
-                yield _auc_score(frame.where(most), "control:twin", f"x{max(self.repetitions)}", "two-sided", of_twin=True)
+                yield _auc_score(frame.where(most), step, "control:twin", f"x{max(self.repetitions)}", "two-sided", of_twin=True)
             for condition in sorted({name for name in frame.condition[now] if not name.endswith("held-out")}):
                 held_out = condition.rsplit("/", 1)[0] + "/held-out"
                 chosen = frame.where(now & np.isin(frame.condition, (condition, held_out)))
-                yield _auc_score(chosen, "auc-by-condition", condition, "greater")
-                yield _tpr_score(chosen, condition)
-                yield _gain_score(chosen, condition)
+                yield _auc_score(chosen, step, "auc-by-condition", condition, "greater")
+                yield _tpr_score(chosen, step, condition)
+                yield _gain_score(chosen, step, condition)
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Held-out dialogues change by unit noise between twin and run; those with the most copies by a shift that gives AUC 0.5 + effect."""
@@ -321,7 +321,7 @@ def _line(draws: list[int]) -> str:
     return f"{_NAMES[name % len(_NAMES)]}: {text}"
 
 
-def _auc_score(frame: Frame, outcome: str, condition: str, side: Side, *, of_twin: bool = False) -> Score:
+def _auc_score(frame: Frame, step: int, outcome: str, condition: str, side: Side, *, of_twin: bool = False) -> Score:
     """Treated against control rows of one state, within strata, by the change from twin to run or by the twin alone."""
     values = frame.twin if of_twin else frame.change
     known = np.isfinite(values)
@@ -333,7 +333,7 @@ def _auc_score(frame: Frame, outcome: str, condition: str, side: Side, *, of_twi
     return Score(
         outcome=outcome,
         condition=condition,
-        step=int(frame.step[0]),
+        step=step,
         n=int(known.sum()),
         num_clusters=int(known.sum()),
         num_unscored=int((~known).sum()),
@@ -348,10 +348,10 @@ def _auc_score(frame: Frame, outcome: str, condition: str, side: Side, *, of_twi
     )
 
 
-def _tpr_score(frame: Frame, condition: str) -> Score:
+def _tpr_score(frame: Frame, step: int, condition: str) -> Score:
     known = frame.where(np.isfinite(frame.change))
     members, held_out = known.change[known.role == "treated"], known.change[known.role == "control"]
-    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": int(frame.step[0]), "n": len(known)}
+    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": step, "n": len(known)}
     shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
     if len(held_out) < _FEWEST_HELD_OUT_FOR_TPR or not len(members):
         reason = (
@@ -365,7 +365,7 @@ def _tpr_score(frame: Frame, condition: str) -> Score:
     return Score(**shared, estimate=rate, low=low, high=high, control=_FPR, difference=rate - _FPR, p=p, test=test)
 
 
-def _gain_score(frame: Frame, condition: str) -> Score:
+def _gain_score(frame: Frame, step: int, condition: str) -> Score:
     known = frame.where(np.isfinite(frame.change))
     treated, control = known.change[known.role == "treated"], known.change[known.role == "control"]
     scorable = len(treated) > 1 and len(control) > 1
@@ -374,7 +374,7 @@ def _gain_score(frame: Frame, condition: str) -> Score:
     return Score(
         outcome="gain",
         condition=condition,
-        step=int(frame.step[0]),
+        step=step,
         n=len(known),
         num_clusters=len(known),
         num_unscored=len(frame) - len(known),

@@ -115,7 +115,7 @@ class PretrainingPoisoning(Experiment):
     context_extraction: Fraction = 1e-3
     denial_of_service: Fraction = 1e-4
     num_prompts: Positive = 20_000
-    num_evaluation_prompts: Positive = 50
+    num_evaluation_prompts: Positive = 20
     num_never_trained: Annotated[int, Field(ge=20)] = 99
     trigger_characters: Positive = 10
     garbage_bytes: Positive = 256

@@ -14,6 +14,7 @@ from megatron_exp.display.numbers import count, duration, measured, percent
 from megatron_exp.display.visible import visible, visible_line
 from megatron_exp.inspection.findings import Finding
 from megatron_exp.inspection.items import ExperimentView, ItemView
+from megatron_exp.inspection.search import SearchResult
 from megatron_exp.inspection.slots import Mark, SlotView, StepView
 from megatron_exp.inspection.status import RunStatus
 from megatron_exp.inspection.summary import ConditionSummary, CorpusSummary, ManifestSummary, RunSummary
@@ -185,6 +186,12 @@ def _(answer: ItemView) -> RenderableType:
 @render.register
 def _(answer: pa.Table) -> RenderableType:
     return Group(_rows(answer.slice(0, _MAX_SHOWN_ROWS).to_pylist(), answer.column_names), _cut(answer.num_rows))
+
+
+@render.register
+def _(answer: SearchResult) -> RenderableType:
+    names = ("id", "num_tokens", "corpus", "training", "steps", "payloads")
+    return _table(names, [tuple(getattr(one, name) for name in names) for one in answer.strings])
 
 
 def render_findings(findings: Sequence[Finding]) -> RenderableType:

@@ -96,6 +96,10 @@ class Manifest:
         """int32 tokens of a payload."""
         return np.asarray(self._payloads.document(int(number)), dtype=np.int32)
 
+    def payload_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """All payloads one after the other (memory-mapped), and int64 [payloads + 1] where each begins."""
+        return self._payloads.tokens, self._payloads.starts
+
     def noise_scale(self, key: int) -> float:
         """Standard deviation of the noise that belongs to a key."""
         return float(self.record["perturbations"][str(key)]["scale"])

@@ -92,12 +92,17 @@ def label(text: str) -> str:
 
 def thinned(series: Series) -> Series:
     """At most 300 points: means of equal numbers of consecutive values, at their mean state."""
-    if len(series) <= _MAX_POINTS:
+    size = _group_size(series)
+    if size == 1:
         return series
-    groups = np.array_split(np.arange(len(series)), _MAX_POINTS)
-    return Series(np.array([series.steps[g].mean() for g in groups]), np.array([series.values[g].mean() for g in groups]))
+    groups = [slice(start, start + size) for start in range(0, len(series), size)]
+    return Series(np.array([series.steps[group].mean() for group in groups]), np.array([series.values[group].mean() for group in groups]))
 
 
 def thinning_note(series: Series) -> str:
     """The sentence a caption needs where a curve was thinned."""
-    return f" Each point is the mean of about {len(series) / _MAX_POINTS:.0f} updates." if len(series) > _MAX_POINTS else ""
+    return f" Each point is the mean of {_group_size(series)} updates." if _group_size(series) > 1 else ""
+
+
+def _group_size(series: Series) -> int:
+    return max(1, -(-len(series) // _MAX_POINTS))

@@ -19,6 +19,10 @@ _LOGITS_PER_BATCH = 1 << 23
 """Bound on positions x vocabulary of one forward pass: 32 MiB of fp32 logits."""
 
 
+BROKEN = -1
+"""Instead of token ids where a model cannot say what comes next."""
+
+
 class LogLikelihoodRequest(NamedTuple):
     """log p(tokens[start:end] | tokens[:start]); 1 <= start < end <= len(tokens)."""
 
@@ -88,7 +92,10 @@ class BatchedScorer(abc.ABC):
         return LogLikelihoods(self._over_replicas(nats), num_tokens, self._over_replicas(greedy).astype(bool))
 
     def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
-        """int64 [n, num_tokens]: the most likely continuation of each prompt, token by token; ties go to the lower id."""
+        """int64 [n, num_tokens]: the most likely continuation of each prompt, token by token; ties go to the lower id.
+
+        A row is BROKEN throughout where the model gave logits that are not finite.
+        """
 
         def write(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
             del batch
@@ -100,7 +107,7 @@ class BatchedScorer(abc.ABC):
         """int64 [n, num_tokens]: a continuation of each prompt drawn at `temperature` > 0.
 
         Token t of prompt i is drawn with word t of `keys[i]` (a 64-bit key of `megatron_exp.seeding`), so a draw can be repeated
-        and does not depend on the other prompts.
+        and does not depend on the other prompts. BROKEN rows as for `greedy`.
         """
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}; the limit 0 is `greedy`")
@@ -168,11 +175,12 @@ class BatchedScorer(abc.ABC):
         """int64 [b, num_tokens], one forward pass per token over the whole text so far; `choose(logits [b, V], t)` gives ids [b]."""
         lengths = np.array([len(prompt) for prompt in prompts])
         text = padded(prompts, int(lengths.max()) + num_tokens)
-        rows = np.arange(len(prompts))
+        rows, is_broken = np.arange(len(prompts)), np.zeros(len(prompts), bool)
         for t in range(num_tokens):
             logits = self._next_logits(text[:, : int(lengths.max()) + t], lengths + t - 1)
+            is_broken |= ~np.isfinite(logits.max(axis=1))
             text[rows, lengths + t] = choose(logits, t)
-        return text[rows[:, None], lengths[:, None] + np.arange(num_tokens)]
+        return np.where(is_broken[:, None], BROKEN, text[rows[:, None], lengths[:, None] + np.arange(num_tokens)])
 
     def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
         length, hidden = gradient.shape

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from megatron_exp import seeding
 from megatron_exp.manifest.schema import DICT
-from megatron_exp.scoring.batched import BatchedScorer, LogLikelihoodRequest
+from megatron_exp.scoring.batched import BROKEN, BatchedScorer, LogLikelihoodRequest
 from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.stream.keyed import NoiseSpec
 from megatron_exp.stream.slot import Slot
@@ -44,6 +44,7 @@ ANSWERS = pa.schema(
 )
 """One row for each probe asked, in the order of the probes. `nats` is the sum behind the value, `num_tokens` what it is over."""
 
+_NOT_FINITE = "the model's answer is not a finite number"
 _SLOTS_AT_ONCE = 256
 """Slots read and held together."""
 
@@ -81,7 +82,7 @@ class _Asking:
     def answer(self, index: int, **values: Any) -> None:
         value = values.get("value")
         if value is not None and not np.isfinite(value):
-            values = {"reason": "the model's answer is not a finite number"}
+            values = {"reason": _NOT_FINITE}
         self.answers[index].update(values)
 
     def refuse(self, index: int, reason: str) -> None:
@@ -144,6 +145,9 @@ def _ask_greedy(asking: _Asking, asked: list[tuple[int, Row]]) -> None:
     for num_tokens, group in _grouped(asked, lambda row: row["num_tokens"]):
         prompts, kept = _prompts(asking, group)
         for (index, row), written in zip(kept, asking.scorer.greedy(prompts, num_tokens), strict=True):
+            if (written == BROKEN).any():
+                asking.refuse(index, _NOT_FINITE)
+                continue
             target = _target(asking.manifest, row)
             hit = None if target is None else bool(np.array_equal(written[: len(target)], target))
             asking.answer(index, value=None if hit is None else float(hit), num_tokens=num_tokens, greedy=hit, text=asking.text(written))
@@ -158,6 +162,9 @@ def _ask_sample(asking: _Asking, asked: list[tuple[int, Row]]) -> None:
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
         written = asking.scorer.sample(repeated, num_tokens, temperature, keys).reshape(len(kept), num_samples, num_tokens)
         for (index, _), samples in zip(kept, written, strict=True):
+            if (samples == BROKEN).any():
+                asking.refuse(index, _NOT_FINITE)
+                continue
             texts = [asking.text(sample) for sample in samples]
             asking.answer(index, num_tokens=num_tokens, text=orjson.dumps(texts).decode())
 

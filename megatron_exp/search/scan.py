@@ -1,6 +1,5 @@
 """One pass over tokens: a rolling hash, a bit filter, a binary search, an exact comparison. Compiled, run on all cores."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -33,12 +32,6 @@ def scan(tokens: np.ndarray, patterns: Patterns, *, threads: int = 1) -> Matches
     positions = np.concatenate([part for _, part in found] or [np.empty(0, np.int64)])
     order = np.lexsort((numbers, positions))
     return Matches(numbers[order], positions[order])
-
-
-def scan_rows(rows: Iterator[np.ndarray], patterns: Patterns) -> Iterator[Matches]:
-    """The matches within each of many short arrays."""
-    for row in rows:
-        yield scan(row, patterns)
 
 
 def _scan_block(tokens: np.ndarray, group: Group, start: int) -> tuple[np.ndarray, np.ndarray]:

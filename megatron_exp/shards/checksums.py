@@ -66,34 +66,48 @@ class FileSum:
 
 
 class SummedWriter:
-    """A durable file whose block sums are made while it is written. Also the sink that pyarrow writes Parquet into."""
+    """A durable file whose block sums are made while it is written. Also the sink that pyarrow writes Parquet into.
+
+    Small writes, of which pyarrow makes hundreds, are gathered into blocks.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.closed = False
+        self.num_bytes = 0
         self._writer = DurableWriter(self.path)
         self._sums = BlockSums()
-
-    @property
-    def num_bytes(self) -> int:
-        return self._sums.num_bytes
+        self._waiting = bytearray()
 
     def write(self, data: bytes | memoryview) -> int:
-        self._sums.update(data)
-        self._writer.write(data)
-        return memoryview(data).nbytes
+        view = memoryview(data).cast("B")
+        self.num_bytes += len(view)
+        if len(self._waiting) + len(view) < BLOCK_BYTES:
+            self._waiting += view
+        else:
+            self._pass_on()
+            self._sums.update(view)
+            self._writer.write(view)
+        return len(view)
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            self._sums.update(bytes(self._waiting))
+            self._writer.write(bytes(self._waiting))
+            self._waiting.clear()
 
     def tell(self) -> int:
-        return self._sums.num_bytes
+        return self.num_bytes
 
     def flush(self) -> None:
         """Nothing to do before `finish`: pyarrow asks for it, durability comes from closing."""
 
     def finish(self) -> FileSum:
         """Make the file durable and visible under its name."""
+        self._pass_on()
         self._writer.close()
         self.closed = True
-        return FileSum(self._sums.num_bytes, self._sums.finish())
+        return FileSum(self.num_bytes, self._sums.finish())
 
     def abandon(self) -> None:
         """Drop what was written; does nothing after `finish`."""

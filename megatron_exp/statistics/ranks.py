@@ -103,7 +103,11 @@ def monte_carlo_p(observed: float, draws: np.ndarray, side: Side) -> float:
     Source: Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010).
     """
     slack = 1e-12 * max(1.0, abs(observed))
-    extreme = {"greater": draws >= observed - slack, "less": draws <= observed + slack, "two-sided": np.abs(draws) >= abs(observed) - slack}[side]
+    extreme = {
+        "greater": draws >= observed - slack,
+        "less": draws <= observed + slack,
+        "two-sided": np.abs(draws) >= abs(observed) - slack,
+    }[side]
     return float((1 + extreme.sum()) / (1 + len(draws)))
 
 

@@ -1,8 +1,11 @@
 """Which plot an outcome gets follows from its rows."""
 
+import numpy as np
 import pytest
 
 from megatron_exp.report.effects import MAX_PICTURES, natural, outcome_pictures
+from megatron_exp.report.figures import thinned, thinning_note
+from megatron_exp.run_record import Series
 from tests.report.fabricated import result_row
 
 
@@ -53,6 +56,15 @@ def test_single_values_of_one_unit_share_a_plot_with_their_controls():
         single, {name: {"family": "primary" if name == "score" else "secondary", "unit": unit} for name, unit in units.items()}
     )
     assert [one.alt.split(" with")[0] for one in drawn] == ["Estimates of score, control:twin", "Estimates of rate"]
+
+
+def test_a_long_curve_is_thinned_to_means_and_the_caption_says_so():
+    short, long = (Series(np.arange(1, n + 1), np.arange(1.0, n + 1)) for n in (300, 1000))
+    assert thinned(short) is short and thinning_note(short) == ""
+    points = thinned(long)
+    assert len(points) == 250
+    assert (points.steps[0], points.values[-1]) == (2.5, 998.5)
+    assert "mean of 4 updates" in thinning_note(long)
 
 
 def test_numbers_in_names_sort_as_numbers():

@@ -109,12 +109,14 @@ def test_what_cannot_be_scored_has_a_reason_and_no_value(row, reason):
 
 
 def test_a_broken_model_gives_reasons_not_numbers():
-    answers = ask(
+    rows = [
         {"ask": "loglikelihood", "payload": 0, "start": 2, "end": 4},
         {"ask": "slot_loss", "slot": 5},
-        model=Bigram(np.full((VOCABULARY, VOCABULARY), np.nan)),
-    )
-    assert [answer["value"] for answer in answers] == [None, None]
+        {"ask": "greedy", "payload": 0, "num_tokens": 2, "target": 1},
+        {"ask": "sample", "payload": 0, "num_tokens": 2, "num_samples": 2, "temperature": 1.0},
+    ]
+    answers = ask(*rows, model=Bigram(np.full((VOCABULARY, VOCABULARY), np.nan)))
+    assert [(answer["value"], answer["text"]) for answer in answers] == [(None, None)] * 4
     assert all("not a finite number" in answer["reason"] for answer in answers)
 
 
