@@ -72,6 +72,7 @@ def design(config: Config, corpus: Corpus, stream: KeyedStream) -> list[Designed
             seeds=config.seeds,
             tokenizer=tokenizer,
             pool=pool,
+            stream=stream,
             vocabulary_size=corpus.vocabulary_size,
             banned_tokens=frozenset(tokenizer.special_ids),
         )

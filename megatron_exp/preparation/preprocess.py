@@ -198,8 +198,9 @@ class _Job:
 
     def remove_partial_files(self) -> None:
         """What a killed job left behind; only safe while no other job works here."""
-        for path in (*self.output.glob("*.partial"), *self.directory.glob("*.partial")):
-            path.unlink()
+        for directory in (self.output, self.directory, self.output / TOKENIZER_FOLDER):
+            for path in directory.glob("*.partial"):
+                path.unlink()
 
     def tokenise(self, units: Sequence[Unit]) -> None:
         """Do the units that have no done-record, the largest first, so that no worker is left alone with a large one at the end."""

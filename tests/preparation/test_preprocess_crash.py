@@ -60,11 +60,15 @@ def assert_none_or_whole(path, expected):
         assert {name: content for name, content in tree(path).items() if not name.startswith("units/")} == expected
 
 
-def test_a_disk_full_at_any_durable_step_leaves_a_job_that_can_go_on(job):
+every_step = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@every_step
+def test_a_disk_full_at_any_durable_step_leaves_a_job_that_can_go_on(job, stride):
     expected = tree(job.run("whole").path)
     num_steps = job.count
     assert num_steps > 40, "the steps of units, shards and record are all counted"
-    for step in range(1, num_steps + 1):
+    for step in range(1, num_steps + 1, stride):
         name = f"full-{step}"
         with pytest.raises(UserError, match="No space left.*GB free"):
             job.run(name, step, disk_full)
@@ -72,10 +76,11 @@ def test_a_disk_full_at_any_durable_step_leaves_a_job_that_can_go_on(job):
         assert tree(job.run(name).path) == expected, f"after a disk full at step {step}"
 
 
-def test_a_kill_at_any_durable_step_leaves_a_job_that_can_go_on(job):
+@every_step
+def test_a_kill_at_any_durable_step_leaves_a_job_that_can_go_on(job, stride):
     expected = tree(job.run("whole").path)
     num_steps = job.count
-    for step in range(1, num_steps + 1):
+    for step in range(1, num_steps + 1, stride):
         name = f"killed-{step}"
         child = os.fork()
         if not child:
