@@ -27,7 +27,7 @@ REQUIREMENTS = [
     "tensorboard>=2.18",
     "tokenizers>=0.21",
     "torch>=2.10",  # earlier loaders execute code from a crafted checkpoint (CVE-2026-24747)
-    "typer>=0.15",
+    "typer>=0.19",
     "xxhash>=3.5",
     "zstandard>=0.23",
 ]

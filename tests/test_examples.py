@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 from megatron_exp.config.load import load_config
-from megatron_exp.config.schema import ExperimentEntry
-from megatron_exp.experiments.conformance import check_experiment, toy_context
 from megatron_exp.experiments.loading import load_experiment
 from megatron_exp.model.presets import resolve_shape
 
@@ -29,8 +27,3 @@ def test_the_configuration_in_the_readme_is_valid(tmp_path):
     path = tmp_path / "shown.yaml"
     path.write_text(shown[1])
     assert [load_experiment(entry).title for entry in load_config(path).experiments]
-
-
-def test_the_example_of_an_experiment_passes_the_check_that_every_experiment_passes():
-    experiment = load_experiment(ExperimentEntry(name="lockers", type="examples.locker_codes"))
-    assert check_experiment(experiment, toy_context("lockers")) == []

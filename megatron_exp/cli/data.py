@@ -1,7 +1,7 @@
 """Commands before training: preprocess, plan, quickstart."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,9 +33,11 @@ def preprocess(
     output: Annotated[Path, typer.Option(help="CORPUS directory to write.")],
     workers: Annotated[int, typer.Option(help="Worker processes; the result does not depend on it.")] = 0,
     shard_size: Annotated[int, typer.Option(help="Largest shard in bytes.")] = 8 << 30,
-    special_in_text: Annotated[str, typer.Option(help="Special-token strings in text: plain, special or reject.")] = "plain",
+    special_in_text: Annotated[
+        Literal["plain", "special", "reject"], typer.Option(help="Special-token strings in text: plain, special or reject.")
+    ] = "plain",
     max_reject_rate: Annotated[float, typer.Option(help="Share of lines that may be rejected before the job fails.")] = 0.0,
-    backend: Annotated[str, typer.Option(help="auto, gigatoken or tokenizers.")] = "auto",
+    backend: Annotated[Literal["auto", "gigatoken", "reference"], typer.Option(help="How texts are encoded; a choice of speed.")] = "auto",
 ) -> None:
     """Tokenise text into Megatron indexed shards. A killed job continues where it was."""
     from megatron_exp.preparation.preprocess import preprocess as go

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,6 +43,7 @@ def inspect(
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} were given together. Ask one question at a time.")
     target = targets.open_target(path)
+    answer: Any
     if step is not None:
         kind, answer = "step", slots.view_step(target, step)
     elif slot is not None:

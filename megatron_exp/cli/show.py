@@ -3,18 +3,20 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from rich.console import Console
 from rich.table import Column, Table
 
-from megatron_exp.manifest.reader import Manifest
+
+if TYPE_CHECKING:
+    from megatron_exp.manifest.reader import Manifest
 
 console = Console(soft_wrap=True)
 
 
-def print_counts(manifest: Manifest) -> None:
+def print_counts(manifest: "Manifest") -> None:
     """Items, insertions and tokens per experiment and condition, then both fractions."""
     numbers = ("items", "controls", "insertions", "tokens", "slots")
     table = Table(Column("experiment", overflow="fold"), Column("condition", overflow="fold"), box=None)

@@ -11,7 +11,7 @@ from megatron_exp.parallel.layout import Layout
 from megatron_exp.parallel.slices import embedding_positions
 
 if TYPE_CHECKING:
-    from megatron_exp.stream.keyed import NoiseSpec
+    from megatron_exp.stream.base import NoiseSpec
 
 
 def noise_tensor(

@@ -20,7 +20,7 @@ from megatron_exp.parallel.layout import Layout
 from megatron_exp.parallel.slices import batch_positions
 
 if TYPE_CHECKING:
-    from megatron_exp.stream.keyed import NoiseSpec
+    from megatron_exp.stream.base import NoiseSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import LAYERS
-from megatron_exp.stream.keyed import Instance, KeyedStream, NoiseSpec
+from megatron_exp.stream.base import Instance, NoiseSpec, Stream
 from megatron_exp.stream.slot import Geometry, Slot
 
 _KINDS = {layer: kind for kind, layer in reversed(LAYERS.items())}

@@ -1,0 +1,1 @@
+"""Before training: text to a corpus (`preprocess`), config and corpus to a manifest (`plan`)."""

@@ -13,7 +13,7 @@ import torch
 from megatron_exp.model.noise import applied_noise
 from megatron_exp.scoring.batches import Batch, pack, padded, share
 from megatron_exp.seeding import Words
-from megatron_exp.stream.keyed import NoiseSpec
+from megatron_exp.stream.base import NoiseSpec
 
 _LOGITS_PER_BATCH = 1 << 23
 """Bound on positions x vocabulary of one forward pass: 32 MiB of fp32 logits."""

@@ -25,7 +25,7 @@ from megatron_exp import seeding
 from megatron_exp.manifest.schema import DICT
 from megatron_exp.scoring.batched import BROKEN, BatchedScorer, LogLikelihoodRequest
 from megatron_exp.shards.tokenizer import Tokenizer
-from megatron_exp.stream.keyed import NoiseSpec
+from megatron_exp.stream.base import NoiseSpec
 from megatron_exp.stream.slot import Slot
 
 ANSWERS = pa.schema(

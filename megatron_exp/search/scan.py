@@ -50,9 +50,7 @@ def _scan_block(tokens: np.ndarray, group: Group, start: int) -> tuple[np.ndarra
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(  # type: ignore[no-untyped-def]  # numba infers the types
-    tokens, start, end, anchor, top, bits, hashes, numbers, strings, starts, out_numbers, out_positions
-) -> int:
+def _find(tokens, start, end, anchor, top, bits, hashes, numbers, strings, starts, out_numbers, out_positions) -> int:
     """Write matches beginning in [start, end); returns how many there are, which may be more than fit."""
     shift = np.uint64(64)
     size = len(bits) * 64

@@ -1,8 +1,7 @@
-"""The base stream in keyed order: what the model would see without any experiment."""
+"""The base stream in keyed order: arithmetic instead of an index file."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -10,35 +9,16 @@ from megatron_exp import fingerprint, seeding
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.base import Instance, Stream
 from megatron_exp.stream.layout import Source, lay_out
 from megatron_exp.stream.permutation import Permutation
-from megatron_exp.stream.slot import POOL, Geometry, Slot, is_pool, slot_name
-
-
-class Instance(NamedTuple):
-    """Where a slot's content lies: `index` counts the source's instances, `offset` the shard's tokens."""
-
-    source: str
-    epoch: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
-    shard: int
-    offset: int
-
-
-class NoiseSpec(NamedTuple):
-    """Noise to add to the embeddings of a slot: words keyed by (key, slot, position, channel), times `scale`."""
-
-    key: int
-    slot: int
-    scale: float
+from megatron_exp.stream.slot import POOL, Geometry, is_pool
 
 
 @dataclass(frozen=True, eq=False)
-class KeyedStream:
-    """Slots in keyed order. `read` gives a fresh copy; the shards are never written."""
+class KeyedStream(Stream):
+    """Slots in keyed order, over several epochs of every source."""
 
-    corpus: Corpus
-    geometry: Geometry
     sources: tuple[Source, ...]
     order_seed: int
 
@@ -55,10 +35,6 @@ class KeyedStream:
                 "shrink the pool, raise the epochs in corpus.sources, or add text."
             )
         return stream
-
-    @property
-    def num_slots(self) -> int:
-        return self.geometry.num_slots
 
     @property
     def num_indices(self) -> int:
@@ -82,13 +58,9 @@ class KeyedStream:
             }
         )
 
-    def noise(self, slot: int) -> list[NoiseSpec]:
-        """No noise: that is an overlay's business."""
-        del slot
-        return []
-
     def instance(self, slot: int) -> Instance:
         """(source, epoch, index, shard, offset) of a train or pool slot."""
+        self.check_slot(slot)
         source, epoch, rank = self._pool_place(slot - POOL) if is_pool(slot) else self._train_place(slot)
         index = int(self._permutation(source).forward(rank))
         shard = int(np.searchsorted(source.shard_starts, index, side="right")) - 1
@@ -105,32 +77,13 @@ class KeyedStream:
         indices = np.arange(first, place.num_indices, place.num_rest, dtype=np.uint64) + np.uint64(place.base)
         return [int(slot) for slot in self._order.inverse(indices) if slot < self.num_slots]
 
-    def read(self, slot: int) -> Slot:
-        """The slot's tokens and loss mask; the look-ahead is the shard's next token, masked out where there is none."""
-        _, _, _, shard, offset = self.instance(slot)
-        length = self.geometry.sequence_length
-        tokens = np.empty(length + 1, dtype=np.int32)
-        mask = np.ones(length, dtype=np.uint8)
-        piece = self.corpus.tokens(shard)[offset : offset + length + 1]
-        tokens[: len(piece)] = piece
-        if len(piece) == length:
-            tokens[length] = self.corpus.eos_id
-            mask[length - 1] = 0
-        return Slot(tokens, mask)
-
     def _train_place(self, slot: int) -> tuple[Source, int, int]:
-        if not 0 <= slot < self.num_slots:
-            raise UserError(
-                f"Slot {slot} is outside this run, which has {self.num_slots} slots ({self.geometry.steps} steps). Use a smaller number."
-            )
         index = int(self._order.forward(slot))
         source = next(s for s in reversed(self.sources) if s.base <= index and s.num_indices)
         epoch, rank = divmod(index - source.base, source.num_rest)
         return source, epoch, source.num_pool + rank
 
     def _pool_place(self, place: int) -> tuple[Source, int, int]:
-        if not 0 <= place < self.pool_slots:
-            raise UserError(f"{slot_name(POOL + place)} is outside the pool, which has {self.pool_slots} slots. Use a smaller number.")
         index = int(self._pool_order.forward(place))
         source = next(s for s in reversed(self.sources) if s.pool_base <= index and s.num_pool)
         return source, 0, index - source.pool_base

@@ -11,7 +11,7 @@ import torch
 
 from megatron_exp.errors import UserError
 from megatron_exp.model.step import MicroBatch
-from megatron_exp.stream.keyed import Instance, NoiseSpec
+from megatron_exp.stream.base import Instance, NoiseSpec
 from megatron_exp.stream.slot import Geometry, Slot, slot_name
 
 

@@ -15,7 +15,7 @@ def layout():
 
 
 def spec(key: int, slot: int, scale: float):
-    from megatron_exp.stream.keyed import NoiseSpec
+    from megatron_exp.stream.base import NoiseSpec
 
     return NoiseSpec(key, slot, scale)
 

@@ -12,7 +12,7 @@ from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
 from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.model.scoring import embedding_gradients, next_token_logits, token_scores
 from megatron_exp.parallel.layout import Layout
-from megatron_exp.stream.keyed import NoiseSpec
+from megatron_exp.stream.base import NoiseSpec
 from tests.model.tiny import ROWS, mask_of, running, same_weights, tokens_of, train, trainable
 
 LAYOUTS = {

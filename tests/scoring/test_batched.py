@@ -7,7 +7,7 @@ import torch
 from megatron_exp.model.noise import applied_noise
 from megatron_exp.scoring.batched import LogLikelihoodRequest, drawn
 from megatron_exp.seeding import key
-from megatron_exp.stream.keyed import NoiseSpec
+from megatron_exp.stream.base import NoiseSpec
 from tests.scoring.bigram import HIDDEN, LENGTH, VOCABULARY, Bigram, sequences
 
 

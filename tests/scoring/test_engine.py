@@ -8,7 +8,7 @@ from megatron_exp.scoring.batched import LogLikelihoodRequest
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.huggingface import HuggingFaceScorer
 from megatron_exp.seeding import key
-from megatron_exp.stream.keyed import NoiseSpec
+from megatron_exp.stream.base import NoiseSpec
 from tests.model.test_olmo2 import build_pair
 from tests.model.tiny import LENGTH, VOCABULARY, running, same_weights, tiny_model, tokens_of, train, trainable, weights
 
