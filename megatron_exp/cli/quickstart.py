@@ -12,7 +12,7 @@ from megatron_exp.cli.show import console
 from megatron_exp.errors import UserError
 from megatron_exp.files import refuse_existing, write_file
 
-STEPS_PER_MINUTE = 75
+STEPS_PER_MINUTE = 60
 """Steps trained (run and twin together) per minute asked for, from the speed of two cores of 2020 or later."""
 
 _VOCABULARY_SIZE = 4096

@@ -1,6 +1,7 @@
 """What commands print: tables on a terminal, plain lines in a log."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,10 @@ import orjson
 from rich.console import Console
 from rich.table import Column, Table
 
-
 if TYPE_CHECKING:
     from megatron_exp.manifest.reader import Manifest
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def print_counts(manifest: "Manifest") -> None:

@@ -33,11 +33,13 @@ class Seeds(Strict):
 class CorpusConfig(Strict):
     """path: a CORPUS directory, relative to the config file.
 
+    order: `keyed` (seekable, several epochs), or `olmo`: AI2's shuffle replayed from a stored file, one epoch.
+
     sources: epochs per source, fractions allowed, 0 leaves it out; empty means every source once, else all are listed.
     """
 
     path: Path
-    order: Literal["keyed"] = "keyed"
+    order: Literal["keyed", "olmo"] = "keyed"
     sources: dict[str, Annotated[float, Field(ge=0)]] = {}
 
 

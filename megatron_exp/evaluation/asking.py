@@ -19,7 +19,7 @@ from megatron_exp.model.presets import ModelShape
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.probes import score_probes
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.base import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Examiner:
 
     manifest: Manifest
     probes: pa.Table
-    stream: KeyedStream
+    stream: Stream
     layout: Layout
     _built: LanguageModel | None = None
 

@@ -17,7 +17,6 @@ from megatron_exp.evaluation.subjects import Subject, checked_states, open_refer
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def _responses(manifest: Manifest, subjects: Sequence[Subject], states: list[int
     manifest.check_corpus(corpus)
     probes = manifest.probes()
     probes = probes.filter(pc.is_in(probes["experiment"].cast(pa.string()), value_set=pa.array(names, pa.string())))
-    examiner = Examiner(manifest, probes, KeyedStream.open(manifest.config, corpus), layout)
+    examiner = Examiner(manifest, probes, manifest.open_stream(corpus), layout)
     parts: list[pa.Table] = []
     for subject in subjects:
         newest = subject.newest

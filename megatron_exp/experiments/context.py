@@ -40,7 +40,7 @@ class PoolLike(Protocol):
 
 
 class StreamLike(Protocol):
-    """Read access to the training data in the order it will be consumed (`megatron_exp.stream.keyed.KeyedStream` has it)."""
+    """Read access to the training data in the order it will be consumed (`megatron_exp.stream.base.Stream` has it)."""
 
     def read(self, slot: int) -> Slot:
         """The unmodified content of a slot (train or pool)."""

@@ -12,7 +12,7 @@ from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.run_record import RECORD_NAME as RUN_RECORD
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.base import Stream
 
 Kind = Literal["corpus", "manifest", "run"]
 _RECORDS: dict[str, Kind] = {"corpus.json": "corpus", MANIFEST_RECORD: "manifest", RUN_RECORD: "run"}
@@ -59,10 +59,10 @@ class Target:
     def overlay(self) -> Overlay:
         """Base stream and manifest, without the experiments that the run masked."""
         masked = self.run.masked if self.run else frozenset()
-        return Overlay.open(KeyedStream.open(self.manifest.config, self.corpus), self.manifest, masked)
+        return Overlay.open(self.manifest.open_stream(self.corpus), self.manifest, masked)
 
     @property
-    def stream(self) -> Overlay | KeyedStream:
+    def stream(self) -> Overlay | Stream:
         """What the model saw, or will see."""
         return self.overlay if self.has_overlay else self.overlay.stream
 

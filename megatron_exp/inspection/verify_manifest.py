@@ -18,7 +18,7 @@ from megatron_exp.manifest.rewritten import rewritten
 from megatron_exp.manifest.schema import LAYERS
 from megatron_exp.manifest.writer import plan_fingerprint, table_fingerprints
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.olmo import ORDER_NAME, OlmoStream
 from megatron_exp.stream.slot import POOL
 
 _FILE = "insertions.parquet"
@@ -263,7 +263,7 @@ def _corpus(tables: Tables) -> Iterator[Finding]:
     try:
         corpus = Corpus.open(manifest.corpus_path)
         manifest.check_corpus(corpus)
-        stream = KeyedStream.open(manifest.config, corpus)
+        stream = manifest.open_stream(corpus)
     except UserError as error:
         yield Finding(str(manifest.corpus_path), str(error))
         return
@@ -272,6 +272,8 @@ def _corpus(tables: Tables) -> Iterator[Finding]:
             "manifest.json fingerprints.order",
             f"the corpus and configuration give {stream.fingerprint[:12]}: the order of slots is another",
         )
+    if isinstance(stream, OlmoStream) and not stream.is_permutation():
+        yield Finding(ORDER_NAME, "it does not list every instance once: it is not the order of this corpus")
     source = tables.column("source_slot")
     limit = np.where(source >= np.uint64(POOL), np.uint64(POOL + stream.pool_slots), np.uint64(stream.num_slots))
     yield from rows_where(

@@ -18,6 +18,9 @@ from megatron_exp.manifest.overlay_index import OverlayIndex, open_index
 from megatron_exp.manifest.payloads import open_payloads
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.shards.indexed import IndexedReader
+from megatron_exp.stream.base import Stream
+from megatron_exp.stream.olmo import ORDER_NAME, OrderFile
+from megatron_exp.stream.opening import open_stream
 from megatron_exp.stream.slot import Geometry
 
 RECORD_NAME = "manifest.json"
@@ -116,6 +119,14 @@ class Manifest:
                 f"The manifest {self.path} was planned on a corpus with fingerprint {planned[:12]}, but {corpus.path} has {corpus.fingerprint[:12]}. "
                 "Use the corpus it was planned on, or plan a new manifest."
             )
+
+    def open_stream(self, corpus: Corpus, config: Config | None = None) -> Stream:
+        """The base stream that was planned; `config` where a run replaces values of the manifest's own.
+
+        Raises UserError where the corpus is too small, or where the order file of this manifest is missing or damaged.
+        """
+        root = self.record["fingerprints"].get("order_file")
+        return open_stream(config or self.config, corpus, OrderFile(self.path / ORDER_NAME, root) if root else None)
 
     @cached_property
     def _payloads(self) -> IndexedReader:

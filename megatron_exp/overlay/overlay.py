@@ -32,12 +32,12 @@ class Overlay:
     masked: experiments whose insertions are left out (an ablation is the same manifest with a mask).
     """
 
-    stream: KeyedStream
+    stream: Stream
     manifest: Manifest
     masked: frozenset[str] = frozenset()
 
     @classmethod
-    def open(cls, stream: KeyedStream, manifest: Manifest, masked: frozenset[str] = frozenset()) -> "Overlay":
+    def open(cls, stream: Stream, manifest: Manifest, masked: frozenset[str] = frozenset()) -> "Overlay":
         """Check that stream and manifest belong together; UserError where they do not or a masked name is unknown."""
         planned = manifest.record["fingerprints"]["order"]
         if stream.fingerprint != planned:
@@ -102,6 +102,7 @@ class Overlay:
             end = found.offset + found.length
             if found.kind == "tokens":
                 tokens[found.offset : end] = self.manifest.payload(found.value)
+                mask[max(found.offset - 1, 0) : end - 1] = 1  # a payload counts wherever it lies, also in a slot that a filter left out
                 if end == length:
                     mask[length - 1] = 0  # the look-ahead token does not continue the payload
             elif found.kind == "mask":

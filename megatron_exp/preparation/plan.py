@@ -25,7 +25,9 @@ from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
 from megatron_exp.preparation.pool import PoolAllocator
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.base import Stream
+from megatron_exp.stream.olmo import OlmoStream
+from megatron_exp.stream.opening import make_order, open_stream
 from megatron_exp.stream.slot import Geometry
 
 
@@ -46,15 +48,15 @@ def plan(config: Config, out: Path) -> Manifest:
     """
     refuse_existing(out)
     corpus = Corpus.open(config.corpus.path)
-    stream = KeyedStream.open(config, corpus)
-    designed = design(config, corpus, stream)
-    wanted, placement = place_all(designed, stream.geometry, config)
     with durable_directory(Path(out)) as directory:
+        stream = open_stream(config, corpus, make_order(config, corpus, directory))
+        designed = design(config, corpus, stream)
+        wanted, placement = place_all(designed, stream.geometry, config)
         _write(directory, config, corpus, stream, designed, wanted, placement)
     return Manifest.open(out)
 
 
-def design(config: Config, corpus: Corpus, stream: KeyedStream) -> list[Designed]:
+def design(config: Config, corpus: Corpus, stream: Stream) -> list[Designed]:
     """Items of all experiments, disabled ones too (they keep their places)."""
     tokenizer = corpus.tokenizer()
     validation = config.training.validation.slots
@@ -99,7 +101,7 @@ def _write(
     directory: Path,
     config: Config,
     corpus: Corpus,
-    stream: KeyedStream,
+    stream: Stream,
     designed: Sequence[Designed],
     wanted: Sequence[Wanted],
     placement: Placement,
@@ -131,20 +133,21 @@ def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadSto
 def _record(
     config: Config,
     corpus: Corpus,
-    stream: KeyedStream,
+    stream: Stream,
     enabled: Sequence[Designed],
     insertions: pa.Table,
     items: pa.Table,
     probes: pa.Table,
 ) -> dict[str, Any]:
     geometry = stream.geometry
+    order_file = {"order_file": stream.order_root} if isinstance(stream, OlmoStream) else {}
     return {
         "name": config.name,
         "geometry": {"sequence_length": geometry.sequence_length, "global_batch_size": geometry.global_batch_size, "steps": geometry.steps},
         "seeds": config.seeds.model_dump(),
         "config": config.model_dump(mode="json"),
         "corpus_path": str(Path(config.corpus.path).resolve()),
-        "fingerprints": {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint, "order": stream.fingerprint},
+        "fingerprints": {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint, "order": stream.fingerprint} | order_file,
         "extends": None,
         "experiments": [one.entry.name for one in enabled],
         "counts": counts_of(items, insertions),

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_SHARD_SIZE = 8 << 30
 _UNITS_FOLDER = "units"
 _LOCK_NAME = "lock"
-# A process takes about a second to start and to load a tokenizer; below this much work for it, it is not started.
-_INPUT_BYTES_PER_WORKER = 16 << 20
+# A process takes two seconds to start and to load a tokenizer; below this much work for it, it is not started.
+_INPUT_BYTES_PER_WORKER = 64 << 20
 _SHARD_BYTES_PER_WORKER = 1 << 30
 
 
@@ -61,7 +61,7 @@ def preprocess(
         inputs: files, directories or globs, each with an optional `NAME=` that names its source (`preprocess_inputs`).
         tokenizer: tokenizer.json, SentencePiece .model, or a directory with one; a copy goes into the corpus.
         output: the corpus directory.
-        workers: processes; default: one per core this process may use. The bytes written do not depend on it.
+        workers: most cores to use; default: all this process may use. The bytes written do not depend on it.
         shard_size: bytes of tokens per shard.
         special_in_text: strings of special tokens in a text stay text (`plain`), become the token (`special`), or make the
             document a reject (`reject`). Either way they are counted.
@@ -155,7 +155,7 @@ class _Job:
         if not begun:
             refuse_existing(output)
         files = find_inputs(inputs)
-        encoders = Encoders(tokenizer, options.backend, options.special_in_text)
+        encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
         units = make_units(files, encoders.tokenizer.fingerprint, options.special_in_text)
         return cls(encoders=encoders, output=output, units=units, options=options, progress=progress)
 

@@ -67,7 +67,9 @@ class ReferenceEncoder:
 
 
 class GigatokenEncoder:
-    """gigatoken's batch encoder for strings, on the calling thread. Its file readers are never used: they drop documents.
+    """gigatoken's batch encoder for strings. Its file readers are never used: they drop documents.
+
+    parallel: use all cores for each batch; the ids are the same.
 
     RuntimeError or ValueError where gigatoken does not support the model.
     """
@@ -75,7 +77,8 @@ class GigatokenEncoder:
     is_reference = False
     name = "gigatoken"
 
-    def __init__(self, tokenizer: Tokenizer, special: SpecialPolicy):
+    def __init__(self, tokenizer: Tokenizer, special: SpecialPolicy, *, parallel: bool = False):
+        self._parallel = parallel
         data = tokenizer.model.data
         if isinstance(tokenizer.model, HuggingFaceModel):
             self._library = gigatoken.Tokenizer.from_json(data if special == "special" else _without_specials(data))
@@ -83,7 +86,7 @@ class GigatokenEncoder:
             self._library = gigatoken.Tokenizer.from_sentencepiece(data)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        layout = self._library.encode_batch(list(texts), parallel=False).layout
+        layout = self._library.encode_batch(list(texts), parallel=self._parallel).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         assert len(offsets) == len(texts) + 1, f"gigatoken returned {len(offsets) - 1} documents for {len(texts)}"
@@ -97,7 +100,7 @@ def _without_specials(data: bytes) -> bytes:
     return orjson.dumps(content)
 
 
-def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy) -> Encoder:
+def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy, *, parallel: bool = False) -> Encoder:
     """The encoder of a backend; `auto` takes gigatoken where it supports the model and agrees with the reference on probes.
 
     Either gives the same ids, so the choice is one of speed. UserError where `gigatoken` is asked for and cannot serve.
@@ -107,7 +110,7 @@ def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy)
     if backend == "reference":
         return reference
     try:
-        fast = GigatokenEncoder(tokenizer, special)
+        fast = GigatokenEncoder(tokenizer, special, parallel=parallel)
         refusal = _disagreement(fast, reference, [*_PROBES, *_special_probes(tokenizer)])
     except (RuntimeError, ValueError) as error:
         refusal = f"it refuses the model: {str(error).splitlines()[0]}"
@@ -120,13 +123,16 @@ def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy)
 
 
 class Encoders:
-    """A loaded tokenizer with its bulk encoder and the reference. Pickled as its path and options: each process loads its own."""
+    """A loaded tokenizer with its bulk encoder and the reference.
 
-    def __init__(self, path: Path, backend: Backend, special: SpecialPolicy):
+    Pickled as its path and options: each process loads its own, for one thread, because the processes share the cores.
+    """
+
+    def __init__(self, path: Path, backend: Backend, special: SpecialPolicy, *, parallel: bool = False):
         self._arguments = (path, backend, special)
         self.tokenizer = Tokenizer.load(path)
         self.special: SpecialPolicy = special
-        self.bulk = open_encoder(self.tokenizer, backend, special)
+        self.bulk = open_encoder(self.tokenizer, backend, special, parallel=parallel)
         self.reference = ReferenceEncoder(self.tokenizer, special)
 
     def __reduce__(self) -> tuple[type["Encoders"], tuple[Path, Backend, SpecialPolicy]]:

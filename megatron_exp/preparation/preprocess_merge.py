@@ -76,7 +76,7 @@ def _filled(records: Sequence[dict[str, Any]], directory: Path, itemsize: int, s
     shards: list[list[Piece]] = [[]]
     room = shard_size
     for record in records:
-        lengths = read_documents(UnitFiles(directory, record["key"]).documents)["num_tokens"].to_numpy()
+        lengths = read_documents(UnitFiles(directory, record["key"]).documents, columns=["num_tokens"])["num_tokens"].to_numpy()
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) * itemsize
         first = 0
         while first < len(lengths):

@@ -10,7 +10,7 @@ from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.search.patterns import Patterns
 from megatron_exp.search.scan import Matches, scan
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.base import Stream
 
 IN_CORPUS = pa.schema([("string", pa.int64()), ("shard", pa.int32()), ("offset", pa.int64())])
 IN_TRAINING = pa.schema(
@@ -41,7 +41,7 @@ def _blocks(tokens: np.ndarray, patterns: Patterns, threads: int) -> Iterator[tu
         yield end, Matches(found.patterns[inside], found.positions[inside] + start)
 
 
-def in_training(stream: KeyedStream | Overlay, patterns: Patterns, *, threads: int = 1) -> pa.Table:
+def in_training(stream: Stream | Overlay, patterns: Patterns, *, threads: int = 1) -> pa.Table:
     """Every occurrence within one slot of a run's inputs (IN_TRAINING), sorted by slot and offset.
 
     A string that straddles two slots was never seen in one piece and does not count. Slots an overlay touches are read through it;
@@ -60,7 +60,7 @@ def in_training(stream: KeyedStream | Overlay, patterns: Patterns, *, threads: i
     return pa.table([strings, slots, [slot // batch for slot in slots], offsets, rewritten], schema=IN_TRAINING)
 
 
-def _untouched(base: KeyedStream, patterns: Patterns, touched: set[int], threads: int) -> Iterator[tuple[int, int, int, bool]]:
+def _untouched(base: Stream, patterns: Patterns, touched: set[int], threads: int) -> Iterator[tuple[int, int, int, bool]]:
     """(string, slot, offset, False) of the occurrences in base content of untouched slots."""
     length = base.geometry.sequence_length
     found = in_corpus(base.corpus, patterns, threads=threads)

@@ -67,13 +67,13 @@ def num_documents(path: Path) -> int:
     return _open(path).metadata.num_rows
 
 
-def read_documents(path: Path, start: int = 0, stop: int | None = None) -> pa.Table:
-    """Rows [start, stop) of a document map; only the row groups that hold them are read."""
+def read_documents(path: Path, start: int = 0, stop: int | None = None, columns: list[str] | None = None) -> pa.Table:
+    """Rows [start, stop) of a document map, all columns or some; only the row groups that hold them are read."""
     file = _open(path)
     stop = file.metadata.num_rows if stop is None else stop
     first = start // ROW_GROUP
     groups = range(first, min(-(-stop // ROW_GROUP), file.num_row_groups))
-    return file.read_row_groups(list(groups)).slice(start - first * ROW_GROUP, stop - start)
+    return file.read_row_groups(list(groups), columns=columns).slice(start - first * ROW_GROUP, stop - start)
 
 
 def read_table(path: Path, what: str) -> pa.Table:

@@ -8,6 +8,7 @@ import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.layout import Source
 from megatron_exp.stream.slot import POOL, Geometry, Slot, is_pool, slot_name
 
 
@@ -38,6 +39,7 @@ class Stream(ABC):
 
     corpus: Corpus
     geometry: Geometry
+    sources: tuple[Source, ...]
     look_ahead: ClassVar[int] = 1
 
     @property

@@ -19,7 +19,6 @@ from megatron_exp.stream.slot import POOL, Geometry, is_pool
 class KeyedStream(Stream):
     """Slots in keyed order, over several epochs of every source."""
 
-    sources: tuple[Source, ...]
     order_seed: int
 
     @classmethod

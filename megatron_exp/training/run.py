@@ -11,7 +11,7 @@ from megatron_exp.model.optimizer import Optimizer
 from megatron_exp.model.step import StepResult
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
-from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.stream.base import Stream as BaseStream
 from megatron_exp.training.data import Batch, Feed, Stream
 from megatron_exp.training.schedule import Schedule
 
@@ -23,7 +23,7 @@ class Plan:
     directory: Path
     manifest: Manifest
     config: Config
-    base: KeyedStream
+    base: BaseStream
     stream: Stream
     baseline: bool
     masked: frozenset[str]

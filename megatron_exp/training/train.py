@@ -18,7 +18,6 @@ from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.stream.keyed import KeyedStream
 from megatron_exp.training.agreement import on_main
 from megatron_exp.training.data import Feed
 from megatron_exp.training.hooks.base import Hook
@@ -99,7 +98,7 @@ def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: froz
     config = effective_config(manifest, overrides)
     corpus = Corpus.open(config.corpus.path)
     manifest.check_corpus(corpus)
-    base = KeyedStream.open(config, corpus)
+    base = manifest.open_stream(corpus, config)
     overlay = Overlay.open(base, manifest, masked)
     _check_validation(config, manifest)
     shape = shape_of(config, corpus)
