@@ -1,4 +1,4 @@
-"""Commands before training: preprocess, plan, quickstart."""
+"""Commands before training: preprocess, plan, materialize, quickstart."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command("quickstart")(quickstart)
     app.command("preprocess")(preprocess)
     app.command("plan")(plan)
+    app.command("materialize")(materialize)
 
 
 def quickstart(
@@ -85,3 +86,34 @@ def plan(
             (slot, offset), (new_slot, new_offset) = row["from"], row["to"]
             line = f"  {row['experiment']} {row['insertion_id']}: slot {slot_name(slot)} offset {offset} -> slot {slot_name(new_slot)} offset {new_offset}"
             console.print(line, markup=False, highlight=False)
+
+
+def materialize(
+    manifest: Annotated[Path, typer.Argument(help="MANIFEST directory.")],
+    out: Annotated[Path, typer.Option(help="Directory to write; an existing one only gets the index of another --description.")],
+    baseline: Annotated[bool, typer.Option("--baseline", help="Leave all experiments out.")] = False,
+    mask: Annotated[list[str] | None, typer.Option("--mask", help="Leave this experiment out. Repeatable.")] = None,
+    pad_id: Annotated[int | None, typer.Option(help="Id with which the trainer pads; -1 with its null tokenizer.")] = None,
+    list_inexpressible: Annotated[
+        bool, typer.Option("--list-inexpressible", help="List noise and loss masks in inexpressible.parquet instead of refusing them.")
+    ] = False,
+    description: Annotated[Path | None, typer.Option(help="The description.txt that the trainer wrote into its index cache.")] = None,
+    seed: Annotated[int, typer.Option(help="The trainer's --seed, where no description is given.")] = 1234,
+) -> None:
+    """Write the rewritten shards for a stock Megatron trainer, with the index that keeps their order."""
+    from megatron_exp.preparation.materialize import CACHE
+    from megatron_exp.preparation.materialize import materialize as go
+
+    with progress_line() as progress:
+        prefix = go(
+            manifest,
+            out,
+            baseline=baseline,
+            masked=frozenset(mask or ()),
+            pad_id=pad_id,
+            list_inexpressible=list_inexpressible,
+            description=description,
+            seed=seed,
+            progress=progress,
+        )
+    console.print(f"--train-data-path {prefix} --data-cache-path {prefix.parent / CACHE}", markup=False, highlight=False)

@@ -2,16 +2,22 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 from rich.console import Console
 from rich.table import Column, Table
 
+from megatron_exp.display.numbers import count, duration
+
 if TYPE_CHECKING:
     from megatron_exp.manifest.reader import Manifest
+    from megatron_exp.preparation.preprocess_progress import Progress
+
+_LOG_SECONDS = 10
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
@@ -49,10 +55,30 @@ def print_verdicts(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[Any], None]]:
-    """A function that shows a progress record (anything with a readable str) on one line of a terminal, or on lines of their own in a log."""
-    if not console.is_terminal:
-        yield lambda record: console.print(str(record), markup=False, highlight=False)
+def progress_line() -> Iterator[Callable[["Progress | str"], None]]:
+    """Something to call with progress: it shows one changing line on a terminal, and now and then a line of its own in a log."""
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield lambda progress: status.update(progress_text(progress))
         return
-    with console.status("starting") as status:
-        yield lambda record: status.update(str(record))
+    shown = [float("-inf")]
+
+    def show(progress: "Progress | str") -> None:
+        if time.monotonic() - shown[0] >= _LOG_SECONDS:
+            shown[0] = time.monotonic()
+            console.print(progress_text(progress), markup=False, highlight=False)
+
+    yield show
+
+
+def progress_text(progress: "Progress | str") -> str:
+    """How far, how fast, how long still."""
+    if isinstance(progress, str):
+        return progress
+    parts = [
+        f"{progress.phase} {progress.fraction:.0%}",
+        f"{progress.megabytes_per_second:.1f} MB/s",
+        f"{count(progress.tokens_per_second)} tokens/s",
+    ]
+    left = progress.seconds_left
+    return ", ".join([*parts, f"{duration(left)} left"] if left is not None else parts)

@@ -77,6 +77,8 @@ def materialize(
     Raises:
         UserError: for what cannot be expressed, an `out` that exists, and a description of another dataset.
     """
+    if baseline and masked:
+        raise UserError("--baseline leaves out all experiments, so --mask has nothing left to mask. Use one of them.")
     manifest = Manifest.open(Path(manifest_path))
     corpus = Corpus.open(manifest.corpus_path)
     manifest.check_corpus(corpus)
@@ -97,24 +99,23 @@ def materialize(
         _refuse_kinds(manifest, masked)
     dtype = token_dtype(corpus.vocabulary_size) if pad_id is None or pad_id >= 0 else np.dtype("<i4")
     with durable_directory(out) as directory:
-        files, num_inexpressible = _write_slots(directory, stream, dtype, pad_id, list_inexpressible, progress)
+        written = _write_slots(directory, stream, dtype, pad_id, list_inexpressible, progress)
         write_stock_index(directory / CACHE, text, num_slots, length)
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "package_version": __version__,
-            "manifest": {"path": str(manifest.path.absolute()), "fingerprint": manifest.fingerprint},
-            "corpus": corpus.fingerprint,
-            "stream": stream.fingerprint,
-            "baseline": baseline,
-            "masked": sorted(masked),
-            "num_slots": num_slots,
-            "sequence_length": length,
-            "pad_id": pad_id,
-            "num_inexpressible": num_inexpressible,
-            "files": files,
-        }
+        record = _record(manifest, stream, pad_id) | {"baseline": baseline, "masked": sorted(masked)} | written
         write_file(directory / RECORD_NAME, orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return prefix
+
+
+def _record(manifest: Manifest, stream: Stream | Overlay, pad_id: int | None) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": __version__,
+        "manifest": {"path": str(manifest.path.absolute()), "fingerprint": manifest.fingerprint},
+        "stream": stream.fingerprint,
+        "num_slots": stream.num_slots,
+        "sequence_length": stream.geometry.sequence_length,
+        "pad_id": pad_id,
+    }
 
 
 def _check_record(out: Path, fingerprint: str, pad_id: int | None) -> None:
@@ -146,8 +147,8 @@ def _write_slots(
     pad_id: int | None,
     list_inexpressible: bool,
     progress: Callable[[str], None],
-) -> tuple[dict[str, Any], int]:
-    """Write .bin, .idx and the list; what is recorded of the files, and the number of rows listed."""
+) -> dict[str, Any]:
+    """Write .bin, .idx and the list; what is recorded of them."""
     rows: list[dict[str, Any]] = []
     num_rows = 0
     with ExitStack() as stack:
@@ -169,7 +170,7 @@ def _write_slots(
         if table is not None:
             table.write_table(pa.Table.from_pylist(rows, INEXPRESSIBLE))
     assert writer.bin_sum and writer.idx_sum
-    return {"bin": writer.bin_sum.as_record(), "idx": writer.idx_sum.as_record()}, num_rows
+    return {"files": {"bin": writer.bin_sum.as_record(), "idx": writer.idx_sum.as_record()}, "num_inexpressible": num_rows}
 
 
 def _padded(slot: int, content: Slot, pad_id: int | None) -> Slot:
@@ -204,7 +205,7 @@ def _refusal(slot: int, row: dict[str, Any], length: int) -> str:
     way = (
         "Give --pad-id, the id with which the trainer pads (-1 with its null tokenizer): a last label that must not count is then written as padding"
         if (start, end) == (length - 1, length)
-        else "Leave out the experiment that asks for it (--mask)"
+        else "Where an experiment masks it, leave that out (--mask)"
     )
     return (
         f"The loss of positions {start} to {end - 1} of slot {slot} must not count, which the shards of a stock trainer cannot say. "

@@ -48,6 +48,7 @@ def plan(config: Config, out: Path) -> Manifest:
     """
     refuse_existing(out)
     corpus = Corpus.open(config.corpus.path)
+    corpus.check_sizes()
     with durable_directory(Path(out)) as directory:
         stream = open_stream(config, corpus, make_order(config, corpus, directory))
         designed = design(config, corpus, stream)

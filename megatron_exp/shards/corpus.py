@@ -141,6 +141,16 @@ class Corpus:
             )
         return tokenizer
 
+    def check_sizes(self) -> None:
+        """UserError naming the first shard whose token file is missing or has another length; no byte is read."""
+        for shard, entry in enumerate(self.record["shards"]):
+            path, wanted = self.file(shard, "bin"), entry["files"]["bin"]["bytes"]
+            found = require_file(path, "the tokens of a shard").stat().st_size
+            if found != wanted:
+                raise UserError(
+                    f"{path} has {found} bytes, but {wanted} were written. The shard is damaged: restore it, or make the corpus again."
+                )
+
     def verify(self) -> Iterator[str]:
         """Read every byte and compare it with what was recorded; yields one sentence per finding, none for a sound corpus."""
         from megatron_exp.shards.verify import findings

@@ -98,6 +98,7 @@ def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: froz
     config = effective_config(manifest, overrides)
     corpus = Corpus.open(config.corpus.path)
     manifest.check_corpus(corpus)
+    corpus.check_sizes()
     base = manifest.open_stream(corpus, config)
     overlay = Overlay.open(base, manifest, masked)
     _check_validation(config, manifest)

@@ -26,7 +26,9 @@ def made(tmp_path, content, **options):
 
 def test_one_two_and_three_workers_write_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocess_module, "_INPUT_BYTES_PER_WORKER", 1)
-    inputs = write_inputs(tmp_path / "in", {"a": [text_lines(300), text_lines(5, 300)], "b": [text_lines(100, 305), b"", text_lines(7, 405)]})
+    inputs = write_inputs(
+        tmp_path / "in", {"a": [text_lines(300), text_lines(5, 300)], "b": [text_lines(100, 305), b"", text_lines(7, 405)]}
+    )
     for number, workers in enumerate((1, 2, 3)):
         preprocess([str(inputs)], make_tokenizer(tmp_path), tmp_path / f"out-{number}", workers=workers, shard_size=5000)
     assert tree(tmp_path / "out-0") == tree(tmp_path / "out-1") == tree(tmp_path / "out-2")
@@ -115,7 +117,14 @@ def test_input_without_any_document_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"special_in_text": "yes"}, {"backend": "fast"}, {"max_reject_rate": 2}, {"shard_size": 0}, {"tokenizer": "nowhere.json"}, {"inputs": ["nowhere"]}],
+    [
+        {"special_in_text": "yes"},
+        {"backend": "fast"},
+        {"max_reject_rate": 2},
+        {"shard_size": 0},
+        {"tokenizer": "nowhere.json"},
+        {"inputs": ["nowhere"]},
+    ],
 )
 def test_a_call_that_cannot_work_writes_nothing(tmp_path, options):
     (tmp_path / "a.txt").write_text("text")

@@ -61,7 +61,9 @@ def test_a_model_that_gigatoken_refuses_goes_to_the_reference(tmp_path):
 
 
 def test_a_model_where_the_two_differ_goes_to_the_reference(tokenizer, monkeypatch):
-    monkeypatch.setattr(GigatokenEncoder, "encode", lambda self, texts: ReferenceEncoder(tokenizer, "plain").encode([text + "!" for text in texts]))
+    monkeypatch.setattr(
+        GigatokenEncoder, "encode", lambda self, texts: ReferenceEncoder(tokenizer, "plain").encode([text + "!" for text in texts])
+    )
     assert open_encoder(tokenizer, "auto", "plain").is_reference
     with pytest.raises(UserError, match="differ"):
         open_encoder(tokenizer, "gigatoken", "plain")

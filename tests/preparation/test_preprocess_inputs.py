@@ -92,7 +92,12 @@ def test_neighbouring_small_text_files_of_one_source_share_a_unit(tmp_path, monk
         (tmp_path / f"{index}.py").write_text("x = 1\n")
     (tmp_path / "4.py").rename(tmp_path / "4.jsonl")
     units = make_units(files(f"code={tmp_path}"), "tokenizer", "plain")
-    assert [[file.path[-7:].lstrip("/").split(".")[0][-1] for file in unit.files] for unit in units] == [list("012"), ["3"], ["4"], list("567")]
+    assert [[file.path[-7:].lstrip("/").split(".")[0][-1] for file in unit.files] for unit in units] == [
+        list("012"),
+        ["3"],
+        ["4"],
+        list("567"),
+    ]
 
 
 def test_a_unit_key_covers_files_tokenizer_policy_and_source(tmp_path):
