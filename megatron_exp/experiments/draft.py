@@ -37,6 +37,12 @@ class MemoryPayloads:
         return self.sequences.setdefault(np.asarray(tokens, dtype="<i4").tobytes(), len(self.sequences))
 
 
+def _any_slot(slot: int) -> np.ndarray:
+    """Without a corpus, as though a document began with every slot."""
+    del slot
+    return np.zeros(1, np.int64)
+
+
 def draft(experiment: Experiment, context: Context) -> Draft:
     """Plan `experiment` as the only one of a run. Raises UserError as `plan` would."""
     name, geometry, seed = context.experiment, context.geometry, context.seeds.placement
@@ -45,7 +51,7 @@ def draft(experiment: Experiment, context: Context) -> Draft:
     requests = ranked(name, list(experiment.requests(items, context)))
     by_name = {(item.item, item.arm): item for item in items}
     wanted = [Wanted(name, by_name[request.item, request.arm], request) for request in requests]
-    placement = place([copies_of(*one, geometry, seed) for one in wanted], geometry)
+    placement = place((copies_of(*one, geometry, seed) for one in wanted), geometry, boundaries=_any_slot)
     store = MemoryPayloads()
     insertions = insertions_table(wanted, placement, store, geometry, seed)
     probes = list(experiment.probes(items, insertions, context))

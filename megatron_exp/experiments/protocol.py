@@ -32,7 +32,7 @@ class Span:
     end: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Item:
     """The unit under study, in one arm.
 
@@ -59,7 +59,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """Anywhere in the steps [start, end), uniformly, every copy independent of the others."""
 
@@ -67,7 +67,7 @@ class Window:
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Strata:
     """Like Window, cut into as many equal parts as there are copies: copy r falls into part r (even in time)."""
 
@@ -106,14 +106,15 @@ class Noise:
     scale: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class Request:
     """`copies` insertions of one item. The repetition number of a copy is its index in [0, copies).
 
     There is at most one request for each (item, arm, kind): that triple and the repetition name the copy. What needs several
     (pieces of unequal length of one document) is several items that share a cluster.
 
-    kind `tokens` overwrites with the item's payload; `swap` replaces whole slots by `source_slots` [copies] (pool or train
+    kind `tokens` overwrites with the item's payload; `splice` inserts it whole between two documents of a slot, shifts what follows it right
+    and lets the slot's tail fall off (its slot is its own); `swap` replaces whole slots by `source_slots` [copies] (pool or train
     slot ids); `noise` perturbs whole slots by `noise`; `mask` sets the loss mask to 0 over `mask_length` positions. exclusive: nothing else may
     touch the slot (swap and noise only).
     """

@@ -11,6 +11,9 @@ from megatron_exp.experiments.protocol import Item, Request
 from megatron_exp.placement.rows import Copies, candidate_key
 from megatron_exp.stream.slot import Geometry
 
+PAYLOAD_KINDS = ("tokens", "splice")
+"""Kinds that write the item's payload."""
+
 _WHOLE_SLOT_KINDS = ("swap", "noise")
 _MAX_COPIES = 65_535
 
@@ -70,6 +73,7 @@ def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry,
         end=where.end * batch if isinstance(where, protocol.Window | protocol.Strata) else 0,
         even=isinstance(where, protocol.Strata),
         fixed=None if window else _fixed_places(experiment, item, request, geometry),
+        splice=request.kind == "splice",
     )
 
 
@@ -109,13 +113,11 @@ def _check_window(experiment: str, item: Item, start: int, end: int, geometry: G
 def _check_request(experiment: str, item: Item, request: Request) -> None:
     """Mistakes an experiment's author can make; messages name the experiment so that users know whom to ask."""
     problem = None
-    if request.kind == "splice":
-        problem = "splice placement is not available in this version; use kind `tokens`, which overwrites"
-    elif not 1 <= request.copies <= _MAX_COPIES:
+    if not 1 <= request.copies <= _MAX_COPIES:
         problem = f"{request.copies} copies are wanted; 1 to {_MAX_COPIES:,} are possible"
     elif item.role != "treated":
         problem = f"its role is {item.role}, and only treated items may be inserted"
-    elif request.kind == "tokens" and item.payload is None:
+    elif request.kind in PAYLOAD_KINDS and item.payload is None:
         problem = "it has no payload to write"
     elif request.kind == "swap" and (request.source_slots is None or len(request.source_slots) != request.copies):
         problem = "a swap needs one source slot per copy"

@@ -3,26 +3,39 @@
 Each copy has its own endless keyed sequence of candidate places and takes the first that is free. Experiments are placed in
 the order of the file. A token copy finds free what no exclusive slot and no copy placed before it holds. An exclusive
 slot displaces the copies it falls on, and they alone move, to the first of their candidates that is free by then. So
-appending a token experiment moves nothing, and appending an exclusive one moves only the copies it hits.
+appending a token experiment moves nothing, and appending an exclusive one moves only the copies it hits. A splice has its slot
+to itself, at one of the document boundaries there; within an experiment splices come first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.placement import search
 from megatron_exp.placement.rows import Copies, CopyTable
-from megatron_exp.placement.whole import place_whole
+from megatron_exp.placement.whole import Closed, place_whole
 from megatron_exp.seeding import key
 from megatron_exp.stream.permutation import Permutation
 from megatron_exp.stream.slot import Geometry
 
+_SPLICES_AT_ONCE, _DRAWS_AT_ONCE = 1024, 2
+_NOWHERE = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+class Boundaries(Protocol):
+    """Where documents begin in the base content of slots (`placement.boundaries.DocumentBoundaries`)."""
+
+    def __call__(self, slot: int) -> np.ndarray:
+        """int64, rising: the offsets in [0, S) of a training slot at which a document begins."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where the copies went: uint64 [rows] slots and int64 [rows] offsets (0 for whole slots), beside the rows of the requests."""
+    """Where the copies went: uint64 [rows] slots and int32 [rows] offsets (0 for whole slots), beside the rows of the requests."""
 
     table: CopyTable
     slots: np.ndarray
@@ -42,22 +55,28 @@ class SlotBudget:
     seed: int
 
 
-def place(requests: Sequence[Copies], geometry: Geometry, budget: SlotBudget | None = None) -> Placement:
+def place(
+    requests: Iterable[Copies], geometry: Geometry, budget: SlotBudget | None = None, boundaries: Boundaries | None = None
+) -> Placement:
     """A place for every copy of every request, in the order of `requests` (which is their rank; an experiment's lie together).
 
-    Raises UserError where a copy finds no place, naming experiment, condition, room and remedy; nothing is dropped.
+    boundaries: asked for the candidate slots of splices only. Raises UserError where a copy finds no place, naming experiment, condition,
+    room and remedy; nothing is dropped.
     """
     table = CopyTable.of(requests)
     table.check(geometry)
-    state = search.State.of(len(table))
-    closed = place_whole(table, state.slots, geometry)
-    whole = table.length == 0
-    allowed = _allowed_slots(state.slots[whole], geometry, budget) if budget else np.empty(0, np.uint64)
-    tokens = _Tokens(table, geometry, allowed, state, search.table_of(np.empty(0, np.uint64), sum(map(len, closed))))
-    for part, slots in zip(table.experiments, closed, strict=True):
-        tokens.close(slots)
-        tokens.add(part.start + np.flatnonzero(~whole[part]))
-    return Placement(table, state.slots, state.offsets)
+    slots = np.full(len(table), _NOWHERE)
+    closed = place_whole(table, slots, geometry)
+    whole = table.of_request("length", slice(None)) == 0
+    allowed = _allowed_slots(slots[whole], geometry, budget) if budget else np.empty(0, np.uint64)
+    tokens = _Tokens(table, geometry, allowed, closed, slots, boundaries)
+    for part, ending in zip(table.experiments, closed, strict=True):
+        tokens.close(ending)
+        rows = part.start + np.flatnonzero(~whole[part])
+        splice = table.of_request("splice", rows)
+        tokens.add_splices(rows[splice])
+        tokens.add(rows[~splice])
+    return Placement(table, slots, tokens.offsets)
 
 
 def _allowed_slots(taken: np.ndarray, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
@@ -73,45 +92,103 @@ def _allowed_slots(taken: np.ndarray, geometry: Geometry, budget: SlotBudget) ->
 
 
 class _Tokens:
-    """Token copies, placed experiment by experiment into `state`."""
+    """Token copies and splices, placed experiment by experiment into `slots` and `offsets`."""
 
-    def __init__(self, table: CopyTable, geometry: Geometry, allowed: np.ndarray, state: search.State, closed: np.ndarray):
-        self._table, self._geometry, self._allowed, self._state, self._closed = table, geometry, allowed, state, closed
-        self._first, self._end = table.first_slot, table.end_slot
-        if len(allowed):
-            self._first, self._end = (np.searchsorted(allowed, border).astype(np.uint64) for border in (table.first_slot, table.end_slot))
-        self._placed: list[np.ndarray] = []
+    def __init__(
+        self,
+        table: CopyTable,
+        geometry: Geometry,
+        allowed: np.ndarray,
+        closed: list[Closed],
+        slots: np.ndarray,
+        boundaries: Boundaries | None,
+    ):
+        num_closed = sum(len(ending.to_splices) for ending in closed)
+        self._table, self._geometry, self._allowed, self._boundaries = table, geometry, allowed, boundaries
+        self._state = search.State.of(len(table), num_closed)._replace(slots=slots)
+        self._closed, self._closed_to_splices = (search.table_of(np.empty(0, np.uint64), num_closed) for _ in range(2))
+        self._placed: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def close(self, slots: np.ndarray) -> None:
-        """Make slots exclusive and move the copies they hit, in rank order."""
-        search.insert_all(self._closed, slots)
-        for rows in self._placed if len(slots) else []:
-            self._place(rows[np.isin(self._state.slots[rows], slots)])
+    @property
+    def offsets(self) -> np.ndarray:
+        return self._state.offsets
+
+    def close(self, ending: Closed) -> None:
+        """Close slots and move the copies they hit, in rank order."""
+        search.insert_all(self._closed, ending.exclusive)
+        search.insert_all(self._closed_to_splices, ending.to_splices)
+        for splices, rows in self._placed if len(ending.to_splices) else []:
+            self._place_splices(splices[np.isin(self._state.slots[splices], ending.to_splices)])
+            self._place(rows[np.isin(self._state.slots[rows], ending.exclusive)])
+
+    def add_splices(self, rows: np.ndarray) -> None:
+        """Place the splices of one experiment; its token copies follow with `add`."""
+        self._place_splices(rows)
+        self._placed.append((rows, np.empty(0, np.int64)))
 
     def add(self, rows: np.ndarray) -> None:
         """Place the token copies of one experiment."""
         self._place(rows)
-        self._placed.append(rows)
+        self._placed[-1] = (self._placed[-1][0], rows)
 
     def _place(self, rows: np.ndarray) -> None:
         table = self._table
         failed = search.first_free_places(
             rows,
-            table.key,
-            table.item,
-            table.repetition,
-            table.length,
-            self._first,
-            self._end,
-            table.fixed_slot,
-            table.fixed_offset,
+            table.request,
+            table.bounds,
+            table.requests,
+            table.given_slots,
+            table.given_offsets,
             self._allowed,
             self._closed,
             self._geometry.sequence_length,
             *self._state,
         )
         if failed >= 0:
-            first, end = table.first_slot[failed], table.end_slot[failed]
-            inside = (self._state.slots >= first) & (self._state.slots < end)
-            detail = f"copies placed before hold {int(table.length[inside].sum())} tokens there"
-            raise table.no_room(int(failed), self._geometry, detail)
+            raise self._no_room(failed)
+
+    def _place_splices(self, rows: np.ndarray) -> None:
+        """In groups, so that the boundaries of many candidates are looked up before the first of the group is placed.
+
+        A row whose first candidates are all taken goes on with its next ones before the row after it is placed: groups do not show.
+        """
+        for start in range(0, len(rows), _SPLICES_AT_ONCE):
+            group, draw = rows[start : start + _SPLICES_AT_ONCE], 0
+            while len(group):
+                placed = self._try_splices(group[:1] if draw else group, draw)
+                draw = 0 if placed else draw + _DRAWS_AT_ONCE
+                group = group[placed:]
+                if draw >= search.MAX_DRAWS or (draw and self._table.is_given(group[:1])[0]):
+                    raise self._no_room(int(group[0]))
+
+    def _try_splices(self, rows: np.ndarray, first_draw: int) -> int:
+        """Place as many of `rows` as find a place among their next draws, up to the first that does not; how many."""
+        table = self._table
+        tried = np.empty((len(rows), _DRAWS_AT_ONCE), np.uint64)
+        search.candidates(rows, table.request, table.bounds, table.requests, table.given_slots, self._allowed, first_draw, tried)
+        assert self._boundaries is not None, "splices need the boundaries of documents"
+        nothing = np.empty(0, np.int64)
+        found = [self._boundaries(slot) if slot != int(_NOWHERE) else nothing for slot in tried.ravel().tolist()]
+        starts = np.concatenate([[0], np.cumsum([len(offsets) for offsets in found])])
+        return search.first_free_boundaries(
+            rows,
+            table.request,
+            table.bounds,
+            table.requests,
+            table.given_offsets,
+            tried,
+            first_draw,
+            starts,
+            np.concatenate([nothing, *found]),
+            self._closed_to_splices,
+            self._geometry.sequence_length,
+            *self._state,
+        )
+
+    def _no_room(self, row: int) -> UserError:
+        table = self._table
+        first, end = (int(column[0]) for column in table.windows(np.array([row])))
+        inside = (self._state.slots >= first) & (self._state.slots < end)
+        held = int(table.of_request("length", np.flatnonzero(inside)).sum())
+        return table.no_room(row, self._geometry, f"copies placed before hold {held} tokens there")

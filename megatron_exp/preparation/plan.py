@@ -21,6 +21,7 @@ from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import PayloadStore
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.writer import table_fingerprints, write_manifest
+from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
 from megatron_exp.preparation.pool import PoolAllocator
@@ -52,7 +53,7 @@ def plan(config: Config, out: Path) -> Manifest:
     with durable_directory(Path(out)) as directory:
         stream = open_stream(config, corpus, make_order(config, corpus, directory))
         designed = design(config, corpus, stream)
-        wanted, placement = place_all(designed, stream.geometry, config)
+        wanted, placement = place_all(designed, stream, config)
         _write(directory, config, corpus, stream, designed, wanted, placement)
     return Manifest.open(out)
 
@@ -85,9 +86,9 @@ def design(config: Config, corpus: Corpus, stream: Stream) -> list[Designed]:
     return designed
 
 
-def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) -> tuple[list[Wanted], Placement]:
+def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> tuple[list[Wanted], Placement]:
     """All requests of all experiments and their places; rank is the order of experiments, then item, arm and kind."""
-    wanted = []
+    wanted, geometry = [], stream.geometry
     for one in designed:
         items = {(item.item, item.arm): item for item in one.items}
         requests = ranked(one.entry.name, list(one.experiment.requests(one.items, one.context)))
@@ -95,7 +96,8 @@ def place_all(designed: Sequence[Designed], geometry: Geometry, config: Config) 
     budget = None
     if config.budget and config.budget.unit == "slots":
         budget = SlotBudget(round(config.budget.fraction * geometry.num_slots), config.seeds.placement)
-    return wanted, place([copies_of(*one, geometry, config.seeds.placement) for one in wanted], geometry, budget)
+    requested = (copies_of(*one, geometry, config.seeds.placement) for one in wanted)
+    return wanted, place(requested, geometry, budget, DocumentBoundaries(stream))
 
 
 def _write(

@@ -7,7 +7,7 @@ import torch
 from megatron_exp.errors import UserError
 from megatron_exp.model.step import micro_batch_rows
 from megatron_exp.parallel.layout import Layout
-from megatron_exp.stream.keyed import KeyedStream, NoiseSpec
+from megatron_exp.stream.base import NoiseSpec, Stream
 from megatron_exp.stream.slot import Slot
 from megatron_exp.training.data import Batch, Feed
 from tests.toy import toy_stream
@@ -30,7 +30,7 @@ def rows_of(dp_rank: int, dp_size: int, micro_batch_size: int, global_batch_size
     return micro_batch_rows(layout, global_batch_size, micro_batch_size)
 
 
-def batches(stream: KeyedStream, rows: list[range], steps: range, vocabulary: int = VOCABULARY) -> list[Batch]:
+def batches(stream: Stream, rows: list[range], steps: range, vocabulary: int = VOCABULARY) -> list[Batch]:
     feed = Feed(stream, rows, vocabulary, ["shard-00000", "shard-00001"])
     found = [feed.batch(step) for step in steps]
     feed.close()
@@ -70,7 +70,7 @@ def test_a_feed_started_at_any_step_gives_what_a_feed_from_the_start_gives() -> 
 
 def test_the_noise_of_a_slot_goes_with_its_row() -> None:
     class Noisy:
-        def __init__(self, stream: KeyedStream):
+        def __init__(self, stream: Stream):
             self.geometry, self.read, self.instance = stream.geometry, stream.read, stream.instance
 
         def noise(self, slot: int) -> list[NoiseSpec]:
