@@ -46,7 +46,7 @@ class NumberedPayloads:
         self._base = text.ctypes.data
 
     def add(self, tokens: np.ndarray) -> int:
-        return (tokens.ctypes.data - self._base) // 4
+        return (tokens.__array_interface__["data"][0] - self._base) // 4
 
 
 class Clock:
@@ -96,7 +96,7 @@ def main() -> None:
     with clock.stage("items"):  # what experiments make; not part of the goal
         wanted = wanted_of(options.requests, options.copies, text)
     with clock.stage("placement"):
-        placement = place([copies_of(*one, GEOMETRY, 0) for one in wanted], GEOMETRY)
+        placement = place((copies_of(*one, GEOMETRY, 0) for one in wanted), GEOMETRY)
     with clock.stage("table"):
         table = insertions_table(wanted, placement, store, GEOMETRY, 0)
         del placement

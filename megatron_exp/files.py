@@ -6,6 +6,7 @@ tests can enumerate them, fail the k-th and kill the process at any.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from megatron_exp.errors import UserError
 
 _PARTIAL_SUFFIX = ".partial"
 _BLOCK_BYTES = 1 << 20
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
 
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -90,6 +92,23 @@ def write_file(path: Path, data: bytes) -> None:
     """Replace the content of PATH durably."""
     with durable_file(Path(path)) as writer:
         writer.write(data)
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Give an existing file the second name `target` (a hard link), durably; False where the system cannot: another disk, no such right."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(Path(source).resolve(), partial)
+    except OSError as error:
+        if error.errno in _CANNOT_LINK:
+            return False
+        raise
+    sync_file(partial)
+    _rename(partial, target)
+    partial.unlink(missing_ok=True)  # a rename to another name of the same file leaves both
+    _fsync_directory(target.parent)
+    return True
 
 
 @contextlib.contextmanager

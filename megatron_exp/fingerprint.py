@@ -66,7 +66,9 @@ def _column_bytes(column: pa.Array) -> list[bytes]:
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         filled = column.fill_null(False if pa.types.is_boolean(kind) else 0)
         return [nulls, np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes()]
-    if pa.types.is_string(kind) or pa.types.is_fixed_size_binary(kind):
+    if pa.types.is_fixed_size_binary(kind):
+        return [nulls, *_distinct_binaries(column)]
+    if pa.types.is_string(kind):
         return [nulls, *_distinct_and_numbers(column)]
     return [nulls, canonical_json(column.to_pylist())]
 
@@ -74,9 +76,25 @@ def _column_bytes(column: pa.Array) -> list[bytes]:
 def _distinct_and_numbers(column: pa.Array) -> list[bytes]:
     """The distinct values in sorted order, and for each row the number of its value (0 where null): fast where values repeat."""
     encoded = column.dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    order = sorted(range(len(values)), key=values.__getitem__)
-    rank = np.zeros(max(len(values), 1), dtype=np.uint32)
+    texts = encoded.dictionary.to_pylist()
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    return [canonical_json([texts[index] for index in order]), _numbers(encoded, np.array(order, np.int64))]
+
+
+def _distinct_binaries(column: pa.Array) -> list[bytes]:
+    """The same for values of one length, written as the JSON list of their hexadecimal digits."""
+    encoded = column.dictionary_encode()
+    width, values = column.type.byte_width, encoded.dictionary
+    raw = np.frombuffer(values.buffers()[1] or b"", dtype=f"S{width}", count=len(values), offset=values.offset * width)
+    order = np.argsort(raw, kind="stable")  # of equal length, so that numpy's blindness to trailing zeros does not show
+    quoted = np.full((len(values), 2 * width + 3), ord(","), np.uint8)
+    quoted[:, 0] = quoted[:, -2] = ord('"')
+    quoted[:, 1:-2] = np.frombuffer(raw[order].tobytes().hex().encode(), np.uint8).reshape(len(values), 2 * width)
+    return [b"[" + quoted.tobytes()[:-1] + b"]", _numbers(encoded, order)]
+
+
+def _numbers(encoded: pa.DictionaryArray, order: np.ndarray) -> bytes:
+    """For each row the place of its value in `order` as little-endian uint32, 0 where null."""
+    rank = np.zeros(max(len(order), 1), dtype="<u4")
     rank[order] = np.arange(len(order), dtype=np.uint32)
-    texts = [values[index].hex() if isinstance(values[index], bytes) else values[index] for index in order]
-    return [canonical_json(texts), rank[encoded.indices.fill_null(0).to_numpy()].astype("<u4").tobytes()]
+    return rank[encoded.indices.fill_null(0).to_numpy()].tobytes()

@@ -15,6 +15,7 @@ PAYLOAD_KINDS = ("tokens", "splice")
 """Kinds that write the item's payload."""
 
 _WHOLE_SLOT_KINDS = ("swap", "noise")
+_WINDOWS = (protocol.Window, protocol.Strata)
 _MAX_COPIES = 65_535
 
 
@@ -57,23 +58,27 @@ def ranked(experiment: str, requests: Sequence[Request]) -> list[Request]:
 def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry, placement_seed: int) -> Copies:
     """The placement rows of one request."""
     _check_request(experiment, item, request)
-    where, batch = request.where, geometry.global_batch_size
-    window = isinstance(where, protocol.Window | protocol.Strata)
-    if isinstance(where, protocol.Window | protocol.Strata):
+    where, kind = request.where, request.kind
+    start = end = 0
+    given = None
+    if isinstance(where, _WINDOWS):
         _check_window(experiment, item, where.start, where.end, geometry)
+        start, end = where.start * geometry.global_batch_size, where.end * geometry.global_batch_size
+    else:
+        given = _fixed_places(experiment, item, request, geometry)
     return Copies(
-        experiment=experiment,
-        condition=item.condition,
-        key=candidate_key(placement_seed, experiment, item.arm, request.kind),
-        item=item.item,
-        length=_length(item, request),
-        exclusive=request.exclusive,
-        num=request.copies,
-        start=where.start * batch if isinstance(where, protocol.Window | protocol.Strata) else 0,
-        end=where.end * batch if isinstance(where, protocol.Window | protocol.Strata) else 0,
-        even=isinstance(where, protocol.Strata),
-        fixed=None if window else _fixed_places(experiment, item, request, geometry),
-        splice=request.kind == "splice",
+        experiment,
+        item.condition,
+        candidate_key(placement_seed, experiment, item.arm, kind),
+        item.item,
+        _length(item, request),
+        request.exclusive,
+        request.copies,
+        start,
+        end,
+        isinstance(where, protocol.Strata),
+        given,
+        kind == "splice",
     )
 
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 from megatron_exp import seeding
 from megatron_exp.experiments import protocol
 from megatron_exp.experiments.protocol import Item, Probe, Request
+from megatron_exp.experiments.requests import PAYLOAD_KINDS
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import payload_hash
 from megatron_exp.placement.place import Placement
-from megatron_exp.placement.rows import FLOATING
 from megatron_exp.stream.slot import Geometry
 
-_REQUEST_COLUMNS = ("experiment", "condition", "item", "arm", "layer", "kind", "exclusive", "length", "payload", "key", "payload_hash")
+_BLOCK_ROWS = 1 << 18
+_NUM_LAYERS = max(schema.LAYERS.values()) + 1
 
 
 class Payloads(Protocol):
@@ -81,83 +82,114 @@ def insertions_table(
     chosen = [i for i, one in enumerate(wanted) if only is None or one.experiment in only]
     if not chosen:
         return schema.INSERTIONS.empty_table()
-    number = np.full(len(wanted), -1, dtype=np.int64)
-    number[chosen] = np.arange(len(chosen))
+    number = np.full(len(wanted), -1, dtype=np.int32)
+    number[chosen] = np.arange(len(chosen), dtype=np.int32)
     rows = np.flatnonzero(number[placement.table.request] >= 0)
-    keys = np.fromiter(
-        (insertion_key(placement_seed, wanted[i].experiment, wanted[i].item.arm, wanted[i].request.kind) for i in chosen),
-        np.uint64,
-        len(chosen),
-    )
-    layers = np.fromiter((schema.LAYERS[wanted[i].request.kind] for i in chosen), np.int64, len(chosen))
-    request = number[placement.table.request[rows]]
-    item, repetition = placement.table.item[rows], placement.table.repetition[rows]
-    insertion_id = seeding.words64(keys[request], repetition, item)
-    order = np.lexsort((insertion_id, placement.offsets[rows], layers[request], placement.slots[rows]))
-    rows, request = rows[order], request[order]
-    per_request = _per_request(wanted, chosen, store, geometry, placement_seed)
-    columns = {name: _spread(values, request, schema.INSERTIONS.field(name).type) for name, values in per_request.items()}
+    per_request = _per_request([wanted[i] for i in chosen], store, geometry, placement_seed)
+    insertion_id = _insertion_ids(placement, rows, per_request.pop("insertion_key").to_numpy()[number[placement.table.request[rows]]])
+    order = _order(placement, rows, per_request["layer"].to_numpy()[number[placement.table.request[rows]]], insertion_id, geometry)
+    rows = rows[order]
+    columns = {"insertion_id": pa.array(insertion_id[order])}
+    del insertion_id, order
+    spread = pa.array(number[placement.table.request[rows]])
+    for name in list(per_request):
+        columns[name] = _spread(per_request.pop(name), spread)
     columns |= _per_copy(wanted, placement, rows, geometry)
-    columns["insertion_id"] = pa.array(insertion_id[order])
     return pa.table({name: columns[name] for name in schema.INSERTIONS.names}, schema=schema.INSERTIONS)
 
 
-def _per_request(
-    wanted: Sequence[Wanted], chosen: Sequence[int], store: Payloads, geometry: Geometry, placement_seed: int
-) -> dict[str, list[Any]]:
-    """Columns with one value per request."""
-    columns: dict[str, list[Any]] = {name: [] for name in _REQUEST_COLUMNS}
-    for index in chosen:
-        experiment, item, request = wanted[index]
-        tokens = item.payload if request.kind == "tokens" else None
-        values = (
-            experiment,
-            item.condition,
-            item.item,
-            item.arm,
-            schema.LAYERS[request.kind],
-            request.kind,
-            request.exclusive,
-            request.mask_length or (geometry.sequence_length if tokens is None else len(tokens)),
-            None if tokens is None else store.add(tokens),
-            noise_key(placement_seed, experiment) if request.kind == "noise" else None,
-            None if tokens is None else payload_hash(tokens),
-        )
-        for name, value in zip(_REQUEST_COLUMNS, values, strict=True):
-            columns[name].append(value)
-    return columns
+def _per_request(wanted: Sequence[Wanted], store: Payloads, geometry: Geometry, placement_seed: int) -> dict[str, pa.Array]:
+    """Columns with one value per request, and the key of its insertion ids."""
+    kinds = [one.request.kind for one in wanted]
+    payloads = [one.item.payload if kind in PAYLOAD_KINDS else None for one, kind in zip(wanted, kinds, strict=True)]
+    lengths = [
+        one.request.mask_length or (geometry.sequence_length if tokens is None else len(tokens))
+        for one, tokens in zip(wanted, payloads, strict=True)
+    ]
+    noise = [noise_key(placement_seed, one.experiment) if kind == "noise" else None for one, kind in zip(wanted, kinds, strict=True)]
+    keys = [insertion_key(placement_seed, one.experiment, one.item.arm, kind) for one, kind in zip(wanted, kinds, strict=True)]
+    values: dict[str, list[Any]] = {
+        "experiment": [one.experiment for one in wanted],
+        "condition": [one.item.condition for one in wanted],
+        "item": [one.item.item for one in wanted],
+        "arm": [one.item.arm for one in wanted],
+        "layer": [schema.LAYERS[kind] for kind in kinds],
+        "kind": kinds,
+        "exclusive": [one.request.exclusive for one in wanted],
+        "length": lengths,
+        "payload": [None if tokens is None else store.add(tokens) for tokens in payloads],
+        "key": noise,
+        "payload_hash": [None if tokens is None else payload_hash(tokens) for tokens in payloads],
+    }
+    columns = {name: _encoded(values.pop(name), schema.INSERTIONS.field(name).type) for name in list(values)}
+    return columns | {"insertion_key": pa.array(keys, pa.uint64())}
+
+
+def _insertion_ids(placement: Placement, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """uint64 [rows], in blocks: the words of all rows at once would take several times the table."""
+    ids = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        part = rows[block]
+        ids[block] = seeding.words64(keys[block], placement.table.repetition(part), placement.table.of_request("item", part))
+    return ids
+
+
+def _order(placement: Placement, rows: np.ndarray, layers: np.ndarray, insertion_id: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Order by slot, layer, offset, insertion id."""
+    where = placement.slots[rows] * np.uint64(_NUM_LAYERS) + layers
+    where *= np.uint64(geometry.sequence_length)
+    where += placement.offsets[rows].astype(np.uint64)
+    order = np.argsort(where, kind="stable")
+    placed = where[order]
+    if np.any(placed[1:] == placed[:-1]):  # rare: noise of two experiments in one slot
+        return np.lexsort((insertion_id, where))
+    return order
 
 
 def _per_copy(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
     """Columns with a value of its own for each copy."""
     table, batch = placement.table, np.uint64(geometry.global_batch_size)
-    slots = placement.slots[rows]
-    floating = table.fixed_slot[rows] == FLOATING
-    first = np.where(floating, table.first_slot[rows], slots)
-    end = np.where(floating, table.end_slot[rows], slots + np.uint64(1))
-    source, has_source = np.zeros(len(table), np.uint64), np.zeros(len(table), bool)
-    for index, one in enumerate(wanted):
-        if one.request.kind == "swap":
-            copies = slice(int(table.bounds[index]), int(table.bounds[index + 1]))
-            source[copies], has_source[copies] = np.asarray(one.request.source_slots, np.uint64), True
+    slots, given = placement.slots[rows], table.is_given(rows)
+    first, end = table.windows(rows)
+    first[given], end[given] = slots[given], slots[given] + np.uint64(1)
+    window_start, window_end = (first // batch).astype(np.uint32), ((end + batch - np.uint64(1)) // batch).astype(np.uint32)
+    del first, end
     return {
-        "repetition": pa.array(table.repetition[rows].astype(np.uint16)),
+        "repetition": pa.array(table.repetition(rows).astype(np.uint16)),
         "slot": pa.array(slots),
         "step": pa.array((slots // batch).astype(np.uint32)),
         "row": pa.array((slots % batch).astype(np.uint32)),
         "offset": pa.array(placement.offsets[rows].astype(np.uint32)),
-        "source_slot": pa.array(source[rows], mask=~has_source[rows]),
-        "window_start": pa.array((first // batch).astype(np.uint32)),
-        "window_end": pa.array(((end + batch - np.uint64(1)) // batch).astype(np.uint32)),
+        "source_slot": _source_slots(wanted, placement, rows),
+        "window_start": pa.array(window_start),
+        "window_end": pa.array(window_end),
     }
 
 
-def _spread(values: list[Any], index: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """`values` taken at `index` as one Arrow array."""
-    if pa.types.is_dictionary(kind):
-        encoded = pa.array(values, pa.string()).dictionary_encode().cast(kind)
-        return pa.DictionaryArray.from_arrays(encoded.indices.take(pa.array(index)), encoded.dictionary)
-    return pa.array(values, kind).take(pa.array(index))
+def _source_slots(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray) -> pa.Array:
+    """Where swaps take their content; null for all other kinds."""
+    table = placement.table
+    swaps = [index for index, one in enumerate(wanted) if one.request.kind == "swap"]
+    if not swaps:
+        return pa.nulls(len(rows), pa.uint64())
+    source, has_source = np.zeros(len(table), np.uint64), np.zeros(len(table), bool)
+    for index in swaps:
+        copies = slice(int(table.bounds[index]), int(table.bounds[index + 1]))
+        source[copies], has_source[copies] = np.asarray(wanted[index].request.source_slots, np.uint64), True
+    return pa.array(source[rows], mask=~has_source[rows])
+
+
+def _encoded(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """`values` as an Arrow array."""
+    return pa.array(values, pa.string()).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array(values, kind)
+
+
+def _spread(values: pa.Array, index: pa.Array) -> pa.Array:
+    """`values` taken at `index`."""
+    if pa.types.is_dictionary(values.type):
+        return pa.DictionaryArray.from_arrays(values.indices.take(index), values.dictionary)
+    return values.take(index)
 
 
 @lru_cache(maxsize=4096)

@@ -1,5 +1,6 @@
 """The payload store: token sequences kept once, as an indexed dataset beside the manifest's tables."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,20 @@ import xxhash
 
 from megatron_exp.shards.indexed import IndexedReader, IndexedWriter
 
+_TOKENS = np.dtype("<i4")
 BIN_NAME, IDX_NAME, PREFIX = "payloads.bin", "payloads.idx", "payloads"
 
 
 def payload_hash(tokens: np.ndarray) -> bytes:
     """16 bytes: xxh3_128 of the ids as little-endian int32."""
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(tokens, dtype=_TOKENS))
+
+
+def stored_hashes(payloads: IndexedReader) -> list[bytes]:
+    """The hashes of all payloads of a store, in order."""
+    data = memoryview(np.ascontiguousarray(payloads.tokens, dtype=_TOKENS)).cast("B")
+    borders = (payloads.starts * _TOKENS.itemsize).tolist()
+    return [xxhash.xxh3_128_digest(data[start:end]) for start, end in pairwise(borders)]
 
 
 class PayloadStore:

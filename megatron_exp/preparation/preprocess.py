@@ -6,38 +6,32 @@ Units and shards are independent tasks, so the result does not depend on the num
 continues with the tasks that have no record yet. `corpus.json`, written last, makes a corpus of the directory.
 """
 
-import contextlib
 import fcntl
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow.parquet as pq
-
-from megatron_exp import __version__, fingerprint
+from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
 from megatron_exp.files import refuse_existing
+from megatron_exp.preparation.corpus_job import WorkFolder, write_corpus
 from megatron_exp.preparation.preprocess_encode import Backend, Encoders, SpecialPolicy
 from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units
-from megatron_exp.preparation.preprocess_ledger import check_rejects, inputs_table, totals
+from megatron_exp.preparation.preprocess_ledger import check_rejects
 from megatron_exp.preparation.preprocess_merge import MergeWork, plan_shards
 from megatron_exp.preparation.preprocess_progress import ProgressCallback, Reporter
 from megatron_exp.preparation.preprocess_unit import UnitWork, done_record, is_unchanged
-from megatron_exp.preparation.preprocess_workers import explained_disk_errors, run_tasks
-from megatron_exp.shards.checksums import SummedWriter
-from megatron_exp.shards.corpus import INPUTS_NAME, RECORD_NAME, SCHEMA_VERSION, TOKENIZER_FOLDER, Corpus, logical_fingerprint, write_record
+from megatron_exp.preparation.preprocess_workers import explained_disk_errors, num_cores, run_tasks
+from megatron_exp.shards.corpus import RECORD_NAME, Corpus
 from megatron_exp.shards.indexed import token_dtype
 from megatron_exp.shards.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_SIZE = 8 << 30
-_UNITS_FOLDER = "units"
-_LOCK_NAME = "lock"
 # A process takes two seconds to start and to load a tokenizer; below this much work for it, it is not started.
 _INPUT_BYTES_PER_WORKER = 64 << 20
 _SHARD_BYTES_PER_WORKER = 1 << 30
@@ -76,8 +70,8 @@ def preprocess(
     job = _Job.prepare(inputs, Path(tokenizer), Path(output), options, progress)
     if (job.output / RECORD_NAME).exists():
         return job.existing()
-    with job.locked(fcntl.LOCK_EX):
-        job.remove_partial_files()
+    with job.folder.locked(fcntl.LOCK_EX):
+        job.folder.remove_leftovers()
         job.tokenise(job.units)
         job.finish()
         shutil.rmtree(job.directory)
@@ -108,13 +102,8 @@ def preprocess_part(
     if (job.output / RECORD_NAME).exists():
         job.existing()
         return
-    with job.locked(fcntl.LOCK_SH):
+    with job.folder.locked(fcntl.LOCK_SH):
         job.tokenise(job.units[part::num_parts])
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -151,8 +140,7 @@ class _Job:
     @classmethod
     def prepare(cls, inputs: Sequence[str], tokenizer: Path, output: Path, options: Options, progress: ProgressCallback | None) -> "_Job":
         """Check everything that can be checked before anything is written."""
-        begun = any((output / name).exists() for name in (_UNITS_FOLDER, RECORD_NAME))
-        if not begun:
+        if not WorkFolder(output).begun:
             refuse_existing(output)
         files = find_inputs(inputs)
         encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
@@ -164,8 +152,12 @@ class _Job:
         return self.encoders.tokenizer
 
     @property
+    def folder(self) -> WorkFolder:
+        return WorkFolder(self.output)
+
+    @property
     def directory(self) -> Path:
-        return self.output / _UNITS_FOLDER
+        return self.folder.path
 
     @property
     def recipe(self) -> str:
@@ -184,23 +176,6 @@ class _Job:
             )
         shutil.rmtree(self.directory, ignore_errors=True)  # a job killed after its last step leaves them
         return corpus
-
-    @contextlib.contextmanager
-    def locked(self, kind: int) -> Iterator[None]:
-        """Keep others off the directory: one whole job, or any number of parts. The system frees the lock of a killed job."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with open(self.directory / _LOCK_NAME, "wb") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"Another preprocess is at work in {self.output}. Wait for it to end, or choose another output.") from error
-            yield
-
-    def remove_partial_files(self) -> None:
-        """What a killed job left behind; only safe while no other job works here."""
-        for directory in (self.output, self.directory, self.output / TOKENIZER_FOLDER):
-            for path in directory.glob("*.partial"):
-                path.unlink()
 
     def tokenise(self, units: Sequence[Unit]) -> None:
         """Do the units that have no done-record, the largest first, so that no worker is left alone with a large one at the end."""
@@ -230,44 +205,18 @@ class _Job:
         if not plans:
             raise UserError(f"The input holds no document: {len(records)} files were read and all are empty. Check the inputs.")
         work = MergeWork(self.output, self.directory, dtype)
-        self._remove_other_shards({plan.name for plan in plans})
-        todo = [plan for plan in plans if work.finished(plan) is None]
+        self.folder.remove_leftovers(plan.name for plan in plans)
+        todo = [plan for plan in plans if self.folder.kept_shard(plan.name, plan.key) is None]
         total, left = sum(plan.num_bytes for plan in plans), sum(plan.num_bytes for plan in todo)
         run_tasks(work, todo, self._num_processes(left // _SHARD_BYTES_PER_WORKER), Reporter(self.progress, "merge", total, total - left))
-        shards = [record for plan in plans if (record := work.finished(plan)) is not None]
+        shards = [record for plan in plans if (record := self.folder.kept_shard(plan.name, plan.key)) is not None]
         assert len(shards) == len(plans)
-        with explained_disk_errors(self.output):
-            self._write_corpus([{name: value for name, value in shard.items() if name != "key"} for shard in shards], records, dtype.name)
-
-    def _remove_other_shards(self, names: set[str]) -> None:
-        """Shards that an interrupted job wrote from other input; they would look like part of this corpus."""
-        for path in self.output.glob("shard-*"):
-            if path.name.split(".")[0] not in names:
-                path.unlink()
-
-    def _write_corpus(self, shards: list[dict[str, Any]], records: list[dict[str, Any]], dtype: str) -> None:
-        ledgers = [ledger for record in records for ledger in record["ledgers"]]
-        sink = SummedWriter(self.output / INPUTS_NAME)
-        pq.write_table(inputs_table(ledgers), sink, compression="zstd")
-        ledger = {**totals(ledgers), "file": sink.finish().as_record()}
-        self.tokenizer.save_copy(self.output / TOKENIZER_FOLDER)
-        tokenizer = {
-            "fingerprint": self.tokenizer.fingerprint,
-            "vocabulary_size": self.tokenizer.vocabulary_size,
-            "eos_id": self.tokenizer.eos_id,
-        }
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": logical_fingerprint(tokenizer, shards),
-            "tokenizer": tokenizer,
-            "dtype": dtype,
+        options = {
             "special_in_text": self.options.special_in_text,
             "max_reject_rate": self.options.max_reject_rate,
             "shard_size": self.options.shard_size,
             "recipe": self.recipe,
-            "package_version": __version__,
-            "ledger": ledger,
-            "shards": shards,
         }
-        assert ledger["docs_out"] == sum(shard["num_documents"] for shard in shards), "documents were lost between units and shards"
-        write_record(self.output, record)
+        ledgers = [ledger for record in records for ledger in record["ledgers"]]
+        with explained_disk_errors(self.output):
+            write_corpus(self.output, self.tokenizer, dtype, shards, ledgers, options)

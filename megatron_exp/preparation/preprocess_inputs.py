@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import orjson
 
@@ -30,9 +30,20 @@ _GROUP_BYTES = 64 << 20
 _GROUP_FILES = 10_000
 
 
+class StoredFile(Protocol):
+    """A file as it was found. modified_ns is only used to notice that it has not been touched since it was read."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def modified_ns(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class InputFile:
-    """One input file. modified_ns is only used to notice that a file has not been touched since it was read."""
+    """One input file (a `StoredFile`)."""
 
     path: str
     source: str
@@ -84,23 +95,26 @@ def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
 
 
 def _matches(item: str) -> Iterator[tuple[Path, str]]:
-    named, pattern = _split_name(item)
+    named, pattern = split_source(item)
     paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    found = [file for path in paths for file in (_files_below(path) if path.is_dir() else [path])]
+    found = [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
     if not found:
         raise UserError(f"The input {item!r} matches no file. Check the path; a glob must be quoted so that the shell passes it on.")
     for path in found:
-        yield path, named or _sanitised(path.absolute().parent.name)
+        yield path, named or source_of(path)
 
 
-def _split_name(item: str) -> tuple[str | None, str]:
+def split_source(item: str) -> tuple[str | None, str]:
+    """The name before the `=` of an input, if it has one, and the rest."""
     name, sign, pattern = item.partition("=")
     if sign and not Path(item).exists() and _NAME.fullmatch(name):
         return name, pattern
     return None, item
 
 
-def _files_below(directory: Path) -> list[Path]:
+def files_below(directory: Path) -> list[Path]:
+    """All files below a directory in the order of their paths, without hidden ones and `__pycache__`."""
+
     def wanted(path: Path) -> bool:
         parts = path.relative_to(directory).parts
         return path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts)
@@ -108,9 +122,9 @@ def _files_below(directory: Path) -> list[Path]:
     return sorted((path for path in directory.rglob("*") if wanted(path)), key=str)
 
 
-def _sanitised(name: str) -> str:
-    """A directory's name as a source name: other characters become `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "source"
+def source_of(path: Path) -> str:
+    """The source of a file whose input names none: its directory's name, other characters as `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.absolute().parent.name).lstrip("._-")[:64] or "source"
 
 
 def _describe(path: Path, source: str) -> InputFile:

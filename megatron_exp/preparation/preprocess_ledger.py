@@ -124,9 +124,15 @@ def totals(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rejected.update(ledger["rejected"])
     return {
         "files": len(ledgers),
-        **{name: sum(ledger[name] for ledger in ledgers) for name in counted},
+        **{name: _sum_of_known(ledger[name] for ledger in ledgers) for name in counted},
         "rejected": dict(sorted(rejected.items())),
     }
+
+
+def _sum_of_known(counts: Iterable[int | None]) -> int | None:
+    """The sum; None where a count is not known, as for imported shards."""
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
 
 
 def check_rejects(ledgers: Sequence[Mapping[str, Any]], max_reject_rate: float) -> None:

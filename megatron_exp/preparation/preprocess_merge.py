@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
 from megatron_exp import fingerprint
-from megatron_exp.files import write_file
+from megatron_exp.preparation.corpus_job import WorkFolder
 from megatron_exp.preparation.preprocess_progress import Counters
 from megatron_exp.preparation.preprocess_unit import UnitFiles, unit_sums
-from megatron_exp.shards.checksums import FileSum, read_checked, write_array
+from megatron_exp.shards.checksums import read_checked
 from megatron_exp.shards.documents import ROW_GROUP, DocumentMapWriter, read_documents
 from megatron_exp.shards.indexed import IndexedWriter
 from megatron_exp.shards.verify import SUMMED_SUFFIXES
-
-_RECORD_SUFFIX = ".shard.json"
 
 
 class Piece(NamedTuple):
@@ -118,9 +115,14 @@ class MergeWork:
             writer.abandon()
             raise
         assert writer.bin_sum is not None and writer.idx_sum is not None
-        sums = dict(zip(SUMMED_SUFFIXES, (writer.bin_sum, writer.idx_sum, docs_sum), strict=True))
-        write_array(Path(f"{prefix}.sums.npy"), np.concatenate([sums[suffix].sums for suffix in SUMMED_SUFFIXES]))
-        write_file(self._record_path(plan), orjson.dumps(_shard_record(plan, writer, sums)))
+        record = {
+            "key": plan.key,
+            "name": plan.name,
+            "source": plan.source,
+            "num_tokens": writer.num_bytes // writer.dtype.itemsize,
+            "num_documents": writer.num_documents,
+        }
+        WorkFolder(self.output).keep_shard(record, dict(zip(SUMMED_SUFFIXES, (writer.bin_sum, writer.idx_sum, docs_sum), strict=True)))
 
     def _copy(self, piece: Piece, writer: IndexedWriter, rows: DocumentMapWriter, counters: Counters) -> None:
         files = UnitFiles(self.directory, piece.record["key"])
@@ -131,27 +133,3 @@ class MergeWork:
             table = read_documents(files.documents, start, min(start + ROW_GROUP, piece.last))
             writer.add_lengths(table["num_tokens"].to_numpy())
             rows.add(table)
-
-    def _record_path(self, plan: ShardPlan) -> Path:
-        return self.directory / f"{plan.name}{_RECORD_SUFFIX}"
-
-    def finished(self, plan: ShardPlan) -> dict[str, Any] | None:
-        """The record of a shard that an earlier job wrote from the same units."""
-        try:
-            record = orjson.loads(self._record_path(plan).read_bytes())
-        except (FileNotFoundError, orjson.JSONDecodeError):
-            return None
-        paths = {suffix: self.output / f"{plan.name}.{suffix}" for suffix in SUMMED_SUFFIXES}
-        whole = all(path.is_file() and path.stat().st_size == record["files"][suffix]["bytes"] for suffix, path in paths.items())
-        return record if whole and record["key"] == plan.key else None
-
-
-def _shard_record(plan: ShardPlan, writer: IndexedWriter, sums: dict[str, FileSum]) -> dict[str, Any]:
-    return {
-        "key": plan.key,
-        "name": plan.name,
-        "source": plan.source,
-        "num_tokens": writer.num_bytes // writer.dtype.itemsize,
-        "num_documents": writer.num_documents,
-        "files": {suffix: file_sum.as_record() for suffix, file_sum in sums.items()},
-    }

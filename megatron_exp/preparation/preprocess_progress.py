@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Literal
 
-Phase = Literal["tokenise", "merge"]
+Phase = Literal["tokenise", "merge", "import"]
 INTERVAL_SECONDS = 0.5
 
 _READ, _TEXT, _DOCUMENTS, _TOKENS = range(4)
@@ -17,7 +17,7 @@ NUM_COUNTERS = 4
 class Progress:
     """A moment of one phase. Counts are of this call: what an earlier, interrupted one finished is in `done_before_bytes`.
 
-    total_bytes: stored bytes of all input (tokenise) or bytes of all shards (merge). read_bytes: of these, done now.
+    total_bytes: stored bytes of all input (tokenise) or bytes of all shards (merge, import). read_bytes: of these, done now.
     text_bytes: UTF-8 after decompression.
     """
 
@@ -36,7 +36,7 @@ class Progress:
 
     @property
     def megabytes_per_second(self) -> float:
-        """Of text while tokenising, of shard bytes while merging."""
+        """Of text while tokenising, of shard bytes otherwise."""
         return (self.text_bytes if self.phase == "tokenise" else self.read_bytes) / 1e6 / max(self.seconds, 1e-9)
 
     @property

@@ -14,7 +14,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import write_file
 from megatron_exp.preparation.preprocess_bytes import InputReader
 from megatron_exp.preparation.preprocess_encode import Encoded, Encoders, SpecialStrings
-from megatron_exp.preparation.preprocess_inputs import InputFile, Unit
+from megatron_exp.preparation.preprocess_inputs import InputFile, StoredFile, Unit
 from megatron_exp.preparation.preprocess_ledger import FileLedger, check_rejects
 from megatron_exp.preparation.preprocess_progress import Counters
 from megatron_exp.preparation.preprocess_readers import Document, read_documents
@@ -90,7 +90,7 @@ def done_record(unit: Unit, directory: Path) -> dict[str, Any] | None:
     return record if same else None
 
 
-def is_unchanged(file: InputFile, ledger: Mapping[str, Any]) -> bool:
+def is_unchanged(file: StoredFile, ledger: Mapping[str, Any]) -> bool:
     """Whether an input file is the one a ledger was made from."""
     if file.num_bytes != ledger["bytes"]:
         return False

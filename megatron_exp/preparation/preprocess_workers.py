@@ -6,6 +6,7 @@ Processes are spawned, not forked: the tokenizer libraries run threads, which do
 import contextlib
 import errno
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -29,6 +30,11 @@ class Work(Protocol):
     def open(self, counters: Counters) -> Callable[[Any], None]:
         """Load what the tasks share; the function does one task."""
         ...
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
