@@ -27,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Threads of tests are fixed: sums on CPU depend on their number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart test test-slow test-gpu lint bench clean
+.PHONY: help quickstart test test-slow test-gpu lint bench bench-data clean
 
 help:
 	@echo "make quickstart   the whole path on this machine's own text: corpus, manifest, twin, run, evaluation, report"
@@ -35,7 +35,7 @@ help:
 	@echo "make test-slow    the long ones (several processes, kill and resume, the quickstart itself)"
 	@echo "make test-gpu     those that need a CUDA device"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench        measurements, side by side with the peer"
+	@echo "make bench        measurements, side by side with the peer (bench-data: those about data, all so far)"
 	@echo "make clean        remove the environment, caches and OUT=$(OUT)"
 
 quickstart: $(if $(wildcard $(DEV)),$(DEV),$(RUN))
@@ -55,8 +55,8 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(DEV)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench bench-data: $(DEV)
+	@for script in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

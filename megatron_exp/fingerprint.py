@@ -5,6 +5,7 @@ of files as stored are another thing and live beside the files.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ def canonical_json(value: Any) -> bytes:
 
 def of_bytes(*parts: bytes) -> str:
     """Fingerprint of a sequence of byte strings (length-prefixed, so their borders count)."""
+    return _of_parts(parts)
+
+
+def _of_parts(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -44,15 +49,21 @@ def of_table(table: pa.Table) -> str:
 
     Dictionary encoding and chunking are encodings and do not count.
     """
-    parts: list[bytes] = [str(table.num_rows).encode()]
+    return _of_parts(_table_parts(table))
+
+
+def _table_parts(table: pa.Table) -> Iterator[bytes]:
+    """One column after the other: a table of millions of rows is not held a second time."""
+    yield str(table.num_rows).encode()
     for name in sorted(table.column_names):
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        parts += [name.encode(), _type_name(column.type).encode(), *_column_bytes(column)]
-    return of_bytes(*parts)
+        yield name.encode()
+        yield _type_name(column.type).encode()
+        yield from _column_bytes(column)
 
 
 def _type_name(kind: pa.DataType) -> str:

@@ -1,17 +1,21 @@
-"""Commands before training: preprocess, plan, materialize, quickstart."""
+"""Commands before training: preprocess, import, plan, materialize, quickstart."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megatron_exp.cli.show import console, print_counts, progress_line
+
+if TYPE_CHECKING:
+    from megatron_exp.shards.corpus import Corpus
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("quickstart")(quickstart)
     app.command("preprocess")(preprocess)
+    app.command("import")(import_)
     app.command("plan")(plan)
     app.command("materialize")(materialize)
 
@@ -55,9 +59,29 @@ def preprocess(
             backend=backend,
             progress=progress,
         )
-    documents, tokens = (sum(getattr(shard, name) for shard in corpus.shards) for name in ("num_documents", "num_tokens"))
+    _print_corpus(corpus)
+
+
+def import_(
+    shards: Annotated[
+        list[str], typer.Argument(help="Prefix, file, glob or directory of .bin/.idx or .npy/.csv.gz; NAME=GLOB names the source.")
+    ],
+    tokenizer: Annotated[Path, typer.Option(help="The tokenizer the tokens were made with.")],
+    output: Annotated[Path, typer.Option(help="CORPUS directory to write.")],
+    workers: Annotated[int, typer.Option(help="Worker processes; the result does not depend on it.")] = 0,
+) -> None:
+    """Adopt Megatron shards or AI2's pre-tokenised arrays; bytes are reused. A killed job continues where it was."""
+    from megatron_exp.preparation.import_shards import import_shards as go
+
+    with progress_line() as progress:
+        corpus = go(shards, tokenizer, output, workers=workers or None, progress=progress)
+    _print_corpus(corpus)
+
+
+def _print_corpus(corpus: "Corpus") -> None:
     console.print(
-        f"{output}: {documents:,} documents, {tokens:,} tokens, {len(corpus.shards)} shards, fingerprint {corpus.fingerprint[:12]}",
+        f"{corpus.path}: {corpus.num_documents:,} documents, {corpus.num_tokens:,} tokens, {len(corpus.shards)} shards, "
+        f"fingerprint {corpus.fingerprint[:12]}",
         highlight=False,
     )
 

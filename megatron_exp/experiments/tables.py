@@ -150,11 +150,14 @@ def _order(placement: Placement, rows: np.ndarray, layers: np.ndarray, insertion
 def _per_copy(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
     """Columns with a value of its own for each copy."""
     table, batch = placement.table, np.uint64(geometry.global_batch_size)
-    slots, given = placement.slots[rows], table.is_given(rows)
-    first, end = table.windows(rows)
-    first[given], end[given] = slots[given], slots[given] + np.uint64(1)
-    window_start, window_end = (first // batch).astype(np.uint32), ((end + batch - np.uint64(1)) // batch).astype(np.uint32)
-    del first, end
+    slots = placement.slots[rows]
+    window_start, window_end = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        given = table.is_given(rows[block])
+        first, end = table.windows(rows[block])
+        first[given], end[given] = slots[block][given], slots[block][given] + np.uint64(1)
+        window_start[block], window_end[block] = first // batch, (end + batch - np.uint64(1)) // batch
     return {
         "repetition": pa.array(table.repetition(rows).astype(np.uint16)),
         "slot": pa.array(slots),

@@ -1,7 +1,7 @@
 """Where documents end, as the index of imported tokens says, and where they came from."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,16 +127,18 @@ def _check_length(tokens: TokenFile, ends: np.ndarray, eos_id: int) -> None:
     if tokens.num_bytes == declared:
         return
     lengths = f"{tokens.data} has {tokens.num_bytes} bytes, {tokens.index} describes {declared} (its last `end` times {_TOKEN_BYTES})"
-    if not _first_documents_fit(tokens.data, ends, eos_id):
-        raise UserError(f"{lengths}, and its first documents do not end with EOS there: the index is that of another array. Put the right pair together.")
+    if not _first_documents_fit(tokens, ends, eos_id):
+        raise UserError(
+            f"{lengths}, and its first documents do not end with EOS there: the index is that of another array. Put the right pair together."
+        )
     if tokens.num_bytes < declared:
         raise UserError(f"{lengths}: the array is cut short. Fetch it again.")
     raise UserError(f"{lengths}: the index is cut short, or the array was appended to. Fetch both again.")
 
 
-def _first_documents_fit(path: Path, ends: np.ndarray, eos_id: int) -> bool:
-    whole = np.memmap(path, dtype="<u4", mode="r", shape=(path.stat().st_size // _TOKEN_BYTES,)) if path.stat().st_size >= _TOKEN_BYTES else np.empty(0)
-    last = ends[:_PROBED_DOCUMENTS][ends[:_PROBED_DOCUMENTS] <= len(whole)] - 1
-    return len(last) > 0 and bool((whole[last] == eos_id).all())
-
-
+def _first_documents_fit(tokens: TokenFile, ends: np.ndarray, eos_id: int) -> bool:
+    """Whether nothing speaks against the index: the first documents that lie in the file end with EOS."""
+    num_tokens = tokens.num_bytes // _TOKEN_BYTES
+    first = ends[:_PROBED_DOCUMENTS]
+    lasts = first[first <= num_tokens] - 1
+    return not len(lasts) or bool((np.memmap(tokens.data, dtype="<u4", mode="r", shape=(num_tokens,))[lasts] == eos_id).all())
