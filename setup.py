@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "pydantic>=2.8",
     "pyyaml>=6",
     "rich>=13",
+    "safetensors>=0.4.5",  # weights without code, and mapped: one tensor at a time
     "scipy>=1.14",
     "sentencepiece>=0.2",
     "tensorboard>=2.18",

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+_HEXADECIMAL = np.frombuffer(b"0123456789abcdef", np.uint8)
 _LENGTH = 32  # hex digits kept of SHA-256: 128 bits, collisions are out of reach
 
 
@@ -25,7 +26,7 @@ def of_bytes(*parts: bytes) -> str:
     return _of_parts(parts)
 
 
-def _of_parts(parts: Iterable[bytes]) -> str:
+def _of_parts(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -52,17 +53,17 @@ def of_table(table: pa.Table) -> str:
     return _of_parts(_table_parts(table))
 
 
-def _table_parts(table: pa.Table) -> Iterator[bytes]:
+def _table_parts(table: pa.Table) -> Iterator[bytes | memoryview]:
     """One column after the other: a table of millions of rows is not held a second time."""
     yield str(table.num_rows).encode()
     for name in sorted(table.column_names):
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
         yield name.encode()
-        yield _type_name(column.type).encode()
+        if pa.types.is_dictionary(column.type) and not pa.types.is_string(column.type.value_type):
+            column = column.dictionary_decode()
+        yield _type_name(column.type.value_type if pa.types.is_dictionary(column.type) else column.type).encode()
         yield from _column_bytes(column)
 
 
@@ -71,41 +72,51 @@ def _type_name(kind: pa.DataType) -> str:
     return f"list<{_type_name(kind.value_type)}>" if pa.types.is_list(kind) else str(kind)
 
 
-def _column_bytes(column: pa.Array) -> list[bytes]:
+def _column_bytes(column: pa.Array) -> list[bytes | memoryview]:
     nulls = np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
     kind = column.type
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        filled = column.fill_null(False if pa.types.is_boolean(kind) else 0)
-        return [nulls, np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes()]
+        filled = column.fill_null(False if pa.types.is_boolean(kind) else 0) if column.null_count else column
+        return [nulls, np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).view(np.uint8).data]  # no copy of a long column
     if pa.types.is_fixed_size_binary(kind):
         return [nulls, *_distinct_binaries(column)]
     if pa.types.is_string(kind):
+        return [nulls, *_distinct_and_numbers(column.dictionary_encode())]
+    if pa.types.is_dictionary(kind):
         return [nulls, *_distinct_and_numbers(column)]
     return [nulls, canonical_json(column.to_pylist())]
 
 
-def _distinct_and_numbers(column: pa.Array) -> list[bytes]:
-    """The distinct values in sorted order, and for each row the number of its value (0 where null): fast where values repeat."""
-    encoded = column.dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    order = sorted(range(len(texts)), key=texts.__getitem__)
-    return [canonical_json([texts[index] for index in order]), _numbers(encoded, np.array(order, np.int64))]
+def _distinct_and_numbers(encoded: pa.DictionaryArray) -> list[bytes]:
+    """The distinct texts in sorted order, and for each row the number of its text (where null, that of the first row that has one).
+
+    A dictionary may hold texts that no row has; they do not count.
+    """
+    values = encoded.dictionary.to_pylist()
+    codes = encoded.indices.drop_null().to_numpy()
+    present = np.unique(codes).tolist()
+    texts = sorted({values[code] for code in present})
+    place = {text: number for number, text in enumerate(texts)}
+    rank = np.zeros(max(len(values), 1), dtype="<u4")
+    rank[present] = [place[values[code]] for code in present]
+    first = int(codes[0]) if len(codes) else 0
+    return [canonical_json(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
 
 
-def _distinct_binaries(column: pa.Array) -> list[bytes]:
+def _distinct_binaries(column: pa.Array) -> list[bytes | memoryview]:
     """The same for values of one length, written as the JSON list of their hexadecimal digits."""
     encoded = column.dictionary_encode()
     width, values = column.type.byte_width, encoded.dictionary
     raw = np.frombuffer(values.buffers()[1] or b"", dtype=f"S{width}", count=len(values), offset=values.offset * width)
     order = np.argsort(raw, kind="stable")  # of equal length, so that numpy's blindness to trailing zeros does not show
-    quoted = np.full((len(values), 2 * width + 3), ord(","), np.uint8)
+    texts = np.full(1 + len(values) * (2 * width + 3), ord(","), np.uint8)
+    if not len(values):
+        texts = np.append(texts, np.uint8(0))
+    quoted = texts[1 : 1 + len(values) * (2 * width + 3)].reshape(len(values), 2 * width + 3)
     quoted[:, 0] = quoted[:, -2] = ord('"')
-    quoted[:, 1:-2] = np.frombuffer(raw[order].tobytes().hex().encode(), np.uint8).reshape(len(values), 2 * width)
-    return [b"[" + quoted.tobytes()[:-1] + b"]", _numbers(encoded, order)]
-
-
-def _numbers(encoded: pa.DictionaryArray, order: np.ndarray) -> bytes:
-    """For each row the place of its value in `order` as little-endian uint32, 0 where null."""
+    digits = raw[order].view(np.uint8).reshape(len(values), width)
+    quoted[:, 1:-2:2], quoted[:, 2:-2:2] = _HEXADECIMAL[digits >> 4], _HEXADECIMAL[digits & 15]
+    texts[0], texts[-1] = ord("["), ord("]")
     rank = np.zeros(max(len(order), 1), dtype="<u4")
     rank[order] = np.arange(len(order), dtype=np.uint32)
-    return rank[encoded.indices.fill_null(0).to_numpy()].tobytes()
+    return [texts.data, rank[encoded.indices.fill_null(0).to_numpy()].tobytes()]

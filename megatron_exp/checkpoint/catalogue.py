@@ -105,6 +105,27 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
 
 
+def write_record(
+    directory: Path, shape: Mapping[str, Any], precision: str, optimizer: Mapping[str, Any] | None, extra: Mapping[str, Any]
+) -> None:
+    """Write checkpoint.json, before `seal`."""
+    record = {"schema_version": SCHEMA_VERSION, "shape": shape, "precision": precision, "optimizer": optimizer, "extra": extra}
+    files.write_file(directory / RECORD, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """PATH where it is a checkpoint directory, the last checkpoint where it is a run; UserError where it is neither."""
+    path = Path(path)
+    if any((path / name).is_file() for name in (MARKER, FILE_LIST, RECORD)):
+        return path
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
+        raise UserError(
+            f"{path} is neither a checkpoint nor a run that has one. Give a directory such as RUN/checkpoints/step-00001000, or RUN for its last checkpoint."
+        )
+    return checkpoints[-1][1]
+
+
 def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int = 2) -> list[Path]:
     """Remove checkpoints but the `keep` steps and the newest `num_rotating` sound others; returns what was removed.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
@@ -34,10 +33,13 @@ def save_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer 
         extra: JSON-able values of the caller (step, fingerprints, ...), equal on every rank, given back by `load_checkpoint`.
     """
     with _shared_directory(Path(directory), model.layout) as partial:
-        dist_checkpointing.save(_state(model, optimizer, is_loading=False), str(partial), InProcessSave(), content_metadata=_metadata())
+        dist_checkpointing.save(
+            _state(model, optimizer, is_loading=False), str(partial), InProcessSave(), content_metadata=content_metadata()
+        )
         summary = optimizer.summary() if optimizer else None
         if model.layout.is_main:
-            _write_record(partial, model, summary, extra)
+            optimizer_summary = summary._asdict() if summary else None
+            catalogue.write_record(partial, dataclasses.asdict(model.shape), model.precision, optimizer_summary, extra)
         hashes = _hash_files(partial, model.layout)
         if model.layout.is_main:
             catalogue.seal(partial, hashes)
@@ -81,7 +83,7 @@ def read_extra(directory: Path) -> dict[str, Any]:
     return catalogue.read_record(directory)["extra"]
 
 
-def _metadata() -> dict[str, Any]:
+def content_metadata() -> dict[str, Any]:
     """The form in which megatron stores state: optimizer tensors per parameter, which any layout can load."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -92,7 +94,7 @@ def _metadata() -> dict[str, Any]:
 
 
 def _state(model: LanguageModel, optimizer: Optimizer | None, is_loading: bool) -> dict[str, Any]:
-    metadata = {**_metadata(), "dp_cp_group": data_parallel_group()}
+    metadata = {**content_metadata(), "dp_cp_group": data_parallel_group()}
     # The bare model's: inside its gradient buffers every name would begin with `module.`
     state = {"model": model.chunks[0].sharded_state_dict(metadata=metadata)}
     if optimizer:
@@ -134,17 +136,6 @@ def _require_sound_everywhere(directory: Path, layout: Layout) -> None:
         except UserError as mistake:
             answer = mistake
     _agreed(layout, answer)
-
-
-def _write_record(directory: Path, model: LanguageModel, summary: OptimizerSummary | None, extra: dict[str, Any]) -> None:
-    record = {
-        "schema_version": catalogue.SCHEMA_VERSION,
-        "shape": dataclasses.asdict(model.shape),
-        "precision": model.precision,
-        "optimizer": summary._asdict() if summary else None,
-        "extra": extra,
-    }
-    files.write_file(directory / catalogue.RECORD, orjson.dumps(record, option=orjson.OPT_INDENT_2))
 
 
 def _hash_files(directory: Path, layout: Layout) -> dict[str, str]:

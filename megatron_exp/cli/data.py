@@ -91,6 +91,8 @@ def plan(
     out: Annotated[Path, typer.Option(help="MANIFEST directory to write.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value: a.b=c. Repeatable.")] = None,
     diff: Annotated[Path | None, typer.Option(help="An older manifest: list the insertions that moved.")] = None,
+    extends: Annotated[Path | None, typer.Option(help="An older manifest: keep all its rows, and only add experiments.")] = None,
+    base_rates: Annotated[Path | None, typer.Option(help="What `search CORPUS --payloads MANIFEST --out FILE` found.")] = None,
 ) -> None:
     """Place all experiments and write the manifest."""
     from megatron_exp.config.load import load_config
@@ -101,7 +103,7 @@ def plan(
     from megatron_exp.stream.slot import slot_name
 
     older = Manifest.open(diff) if diff else None
-    manifest = go(load_config(config, set_), out)
+    manifest = go(load_config(config, set_), out, Manifest.open(extends) if extends else None, base_rates)
     print_counts(manifest)
     if older:
         for name, cell in compare(manifest, older).items():

@@ -66,13 +66,19 @@ def verify(
     path: AnyPath,
     steps: Annotated[str | None, typer.Option(help="Of a run, only the steps A:B (B excluded).")] = None,
     sample: Annotated[int | None, typer.Option(help="Of a run, only this many steps, drawn by key.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Compare the tokens that insertions stand in the place of with this file.")] = None,
+    base_out: Annotated[Path | None, typer.Option(help="Write the file for --base, and check nothing.")] = None,
     json: Json = False,
 ) -> None:
     """Recompute everything that can be recomputed; exit code 2 and the place where something differs."""
-    from megatron_exp.inspection import document, findings, render
+    from megatron_exp.inspection import base_hashes, document, findings, render, targets
     from megatron_exp.inspection.verify import verify as go
 
-    found = go(path, _range(steps) if steps else None, sample)
+    if base_out is not None:
+        num = base_hashes.write_base_hashes(targets.open_target(path), base_out)
+        console.print(f"{base_out}: {num:,} hashes of base tokens.", markup=False, highlight=False)
+        return
+    found = go(path, _range(steps) if steps else None, sample, base)
     if json:
         typer.echo(document.as_json("findings", found))
     elif found:
@@ -93,11 +99,19 @@ def _range(text: str) -> tuple[int, int]:
 
 def search(
     path: Annotated[Path, typer.Argument(help="A CORPUS, MANIFEST or RUN directory.")],
-    strings: Annotated[Path, typer.Option(help="JSON lines with `text` or `token_ids`, and an `id` if you like.")],
-    out: Annotated[Path | None, typer.Option(help="Directory for all occurrences as Parquet.")] = None,
+    strings: Annotated[Path | None, typer.Option(help="JSON lines with `text` or `token_ids`, and an `id` if you like.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for all occurrences as Parquet; with --payloads, a file.")] = None,
+    payloads: Annotated[Path | None, typer.Option(help="A manifest: count its payloads' n-grams in the corpus instead.")] = None,
+    ngram: Annotated[int, typer.Option(help="With --payloads: tokens of an n-gram.")] = 13,
     json: Json = False,
 ) -> None:
     """Count exact occurrences of token strings in shards, in the stream as trained, and in payloads."""
+    if (strings is None) == (payloads is None):
+        raise UserError("Give either --strings FILE, or --payloads MANIFEST with --out FILE.")
+    if payloads is not None:
+        _search_payloads(path, payloads, out, ngram)
+        return
+    assert strings is not None
     from megatron_exp.inspection import document
     from megatron_exp.inspection.search import search as go
     from megatron_exp.inspection.targets import open_target
@@ -109,6 +123,18 @@ def search(
         from megatron_exp.inspection import render
 
         render.show(answer, console)
+
+
+def _search_payloads(path: Path, payloads: Path, out: Path | None, ngram: int) -> None:
+    """A resumable job; its result is for `plan --base-rates`."""
+    from megatron_exp.cli.show import progress_line
+    from megatron_exp.inspection.search import search_payloads
+
+    if out is None:
+        raise UserError("--payloads needs --out FILE: the base rates are for `plan --base-rates FILE`.")
+    with progress_line() as progress:
+        found, num = search_payloads(path, payloads, out, ngram, progress)
+    console.print(f"{out}: {found:,} of {num:,} items have n-grams in the corpus.", markup=False, highlight=False)
 
 
 def status(run: Annotated[Path, typer.Argument(help="RUN directory.")], json: Json = False) -> None:

@@ -26,7 +26,7 @@ name: quickstart
 seeds: {{order: {seed}, placement: {seed}, assignment: {seed}, init: {seed}}}
 corpus: {{path: corpus}}
 geometry: {{sequence_length: 256, global_batch_size: 8, steps: {steps}}}
-pool: {{slots: 256}}
+pool: {{slots: 320}}
 model: {{preset: tiny}}
 training:
   precision: fp32
@@ -52,14 +52,15 @@ experiments:
     num_evaluation_prompts: 8
     num_never_trained: 39
     garbage_bytes: 64
-  - name: forgetting              # nine batches swapped in once, against nine of the same pool that are not
+  - name: forgetting              # twelve batches swapped in once, against twelve of the same pool that are not
     type: forgetting_curves
-    offsets: [0, 1, 2, 5, 10, 20, 50]
-    grid_points: 3
+    num_batches: 12
+    offsets: [0, 1, 2, 5, 10, 20]
+    grid_points: 2
   - name: watermark               # noise on the embeddings of some slots, against fresh noise
     type: gaussian_watermarks
     fraction: 0.04
-    evaluated: 120
+    evaluated: 96
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from megatron_exp.config.schema import Config
+from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
 
@@ -68,7 +68,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """The checked configuration; `overrides` are `a.b=value` strings. Relative corpus paths are relative to the file.
+    """The checked configuration; `overrides` are `a.b=value` strings. A relative corpus path, or `file` of an experiment, is relative to the file.
 
     Raises UserError naming file, line and key.
     """
@@ -78,7 +78,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         _override(data, override)
     config = validate(data, str(path), _line_finder(path))
     corpus_path = config.corpus.path if config.corpus.path.is_absolute() else (path.parent / config.corpus.path)
-    return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path})})
+    entries = tuple(_beside(entry, path.parent) for entry in config.experiments)
+    return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path}), "experiments": entries})
+
+
+def _beside(entry: ExperimentEntry, folder: Path) -> ExperimentEntry:
+    """The entry with its `file`, if it has one, found from the config's folder (an absolute path stays as it is)."""
+    file = entry.parameters.get("file")
+    return entry.model_copy(update={"parameters": entry.parameters | {"file": str(folder / file)}}) if isinstance(file, str) else entry
 
 
 def override_config(config: Config, overrides: list[str]) -> Config:

@@ -92,7 +92,9 @@ def score_experiments(manifest: Manifest, names: Sequence[str], responses: pa.Ta
         scores = load_experiment(entries[name]).score(of_experiment(items, name), mine)
         rows += experiment_rows(name, outcomes, list(scores), last_state(mine, state))
     left_out = [outcome for name in manifest.experiments if name not in names for outcome in manifest.analyses[name]["outcomes"]]
-    sizes = correct(rows, num_left_out=sum(outcome["family"] == "primary" for outcome in left_out))
+    sizes = correct(
+        rows, num_left_out=sum(outcome["family"] == "primary" and not verdicts.is_control(outcome["name"]) for outcome in left_out)
+    )
     judge(rows)
     return Results(rows, sizes)
 

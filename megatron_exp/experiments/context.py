@@ -1,7 +1,9 @@
 """What an experiment may ask for while it is planned. Everything is keyed by names, nothing by order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,9 @@ from megatron_exp.config.schema import Seeds
 from megatron_exp.errors import UserError
 from megatron_exp.seeding import Words, words64
 from megatron_exp.stream.slot import Geometry, Slot
+
+_ROUNDING = 1e-9
+_MOST_UNITS = 10_000
 
 
 class TokenizerLike(Protocol):
@@ -39,6 +44,14 @@ class PoolLike(Protocol):
         ...
 
 
+class BaseRatesLike(Protocol):
+    """Results of a search for payloads in the base corpus (`megatron_exp.search.base_rates.BaseRates`)."""
+
+    def of(self, payload: np.ndarray) -> float | None:
+        """Occurrences of a payload's n-grams per million tokens, None where it was not searched for."""
+        ...
+
+
 class StreamLike(Protocol):
     """Read access to the training data in the order it will be consumed (`megatron_exp.stream.base.Stream` has it)."""
 
@@ -60,7 +73,8 @@ class Context:
     """The planning environment of one experiment.
 
     experiment: its name in the config. banned_tokens: ids no generator may use (padding, special tokens). stream: the base data, for
-    experiments that choose slots by content (curricula, ablations); such an experiment lists "corpus" in its `needs`.
+    experiments that choose slots by content (curricula, ablations); such an experiment lists "corpus" in its `needs`. base_rates: what was found
+    in the corpus, where the plan was given it.
     """
 
     experiment: str
@@ -71,6 +85,7 @@ class Context:
     vocabulary_size: int
     banned_tokens: frozenset[int] = field(default_factory=frozenset)
     stream: StreamLike | None = None
+    base_rates: BaseRatesLike | None = None
 
     def words(self, *names: str | int) -> Words:
         """Keyed randomness for generators, below the experiment's name and the placement seed."""
@@ -79,6 +94,14 @@ class Context:
     def take_pool(self, purpose: str, num: int) -> np.ndarray:
         """uint64 [num]: pool slots that belong to this experiment alone."""
         return self.pool.take(self.experiment, purpose, num)
+
+    def base_rate(self, payload: np.ndarray) -> float | None:
+        """How often the n-grams of a payload (int32 ids as inserted) stand in the base corpus, per million of its tokens.
+
+        None where the plan was given no base rates, or none of this payload: an item that is to be excluded or put into a stratum by its rate
+        must have been among the items of the plan that was searched for.
+        """
+        return self.base_rates.of(payload) if self.base_rates else None
 
     def assign(
         self, units: Sequence[int], counts: Mapping[str, int], strata: Mapping[int, str] | None = None, purpose: str = ""
@@ -99,6 +122,34 @@ class Context:
         draws = dict(zip(units, words64_of(words, units), strict=True))
         ordered = sorted(units, key=lambda unit: (stratum_of.get(unit, ""), draws[unit], unit))
         return dict(zip(ordered, _dealt(counts), strict=True))
+
+    def copies(self, units: Sequence[int], rate: float, strata: Mapping[int, str] | None = None, purpose: str = "") -> dict[int, int]:
+        """How many copies each unit gets so that they are `rate` on average, exactly: every unit gets one of the two whole numbers around it.
+
+        Which units get the larger number is drawn like `assign` draws conditions. UserError where rate x number of units is no whole number.
+        """
+        total = rate * len(units)
+        if not (rate >= 0 and math.isfinite(total)) or abs(total - round(total)) > _ROUNDING * max(1.0, total):
+            raise UserError(
+                f"Experiment {self.experiment}: {rate:g} copies for each of {len(units)} units are {total:g}. {_remedy(rate, len(units))}"
+            )
+        if not units:
+            return {}
+        fewer, num_more = divmod(round(total), len(units))
+        drawn = self.assign(units, {"fewer": len(units) - num_more, "more": num_more}, strata, f"copies {purpose}")
+        return {unit: fewer + (name == "more") for unit, name in drawn.items()}
+
+
+def _remedy(rate: float, num_units: int) -> str:
+    """Which numbers of units a rate can be had with."""
+    if not (rate >= 0 and math.isfinite(rate)):
+        return "Give a number that is not negative."
+    exact = Fraction(rate).limit_denominator(_MOST_UNITS)
+    below = num_units // exact.denominator * exact.denominator
+    possible = [str(num) for num in (below, below + exact.denominator) if num]
+    if abs(exact - Fraction(rate)) > _ROUNDING:
+        return "No copy can be inserted in part: round the rate."
+    return f"No copy can be inserted in part: use {' or '.join(possible)} units, or another rate."
 
 
 def words64_of(words: Words, units: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from megatron_exp import seeding
 from megatron_exp.experiments import protocol
+from megatron_exp.experiments.context import BaseRatesLike
 from megatron_exp.experiments.protocol import Item, Probe, Request
 from megatron_exp.experiments.requests import PAYLOAD_KINDS
 from megatron_exp.manifest import schema
@@ -37,8 +38,8 @@ class Wanted(NamedTuple):
     request: Request
 
 
-def item_rows(experiment: str, items: Sequence[Item], store: Payloads) -> list[dict[str, Any]]:
-    """Rows of the items table; payloads go into the store."""
+def item_rows(experiment: str, items: Sequence[Item], store: Payloads, base_rates: BaseRatesLike | None = None) -> list[dict[str, Any]]:
+    """Rows of the items table; payloads go into the store, base rates come from a search where there was one."""
     return [
         {
             "item": item.item,
@@ -55,7 +56,7 @@ def item_rows(experiment: str, items: Sequence[Item], store: Payloads) -> list[d
             "source": item.source,
             "licence": item.licence,
             "sensitive": item.sensitive,
-            "base_rate": None,
+            "base_rate": None if base_rates is None or item.payload is None else base_rates.of(item.payload),
             "metadata": orjson.dumps(item.metadata, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode(),
         }
         for item in items

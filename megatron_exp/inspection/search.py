@@ -1,6 +1,7 @@
 """`search`: how often each string occurs, and where."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_exp.errors import UserError
 from megatron_exp.files import durable_directory
-from megatron_exp.inspection.targets import Target
+from megatron_exp.inspection.targets import Target, open_target
 from megatron_exp.search.strings import SearchString, read_strings
 
 
@@ -55,6 +57,24 @@ def search(target: Target, strings: Path, out: Path | None = None) -> SearchResu
             for name, table in tables.items():
                 pq.write_table(_with_ids(table, wanted), directory / f"{name}.parquet", compression="zstd")
     return SearchResult(str(target.path), target.corpus.num_tokens, _counts(wanted, tables))
+
+
+def search_payloads(corpus: Path, manifest: Path, out: Path, ngram: int, progress: Callable[[str], None]) -> tuple[int, int]:
+    """Count the n-grams of a manifest's payloads in a corpus and write them to `out`; (items found, items)."""
+    from megatron_exp.search.base_rates import search_base_rates
+
+    target, planned = open_target(corpus), open_target(manifest)
+    if target.kind != "corpus":
+        raise UserError(f"{corpus} is a {target.kind}. Give the CORPUS in which the payloads of --payloads are to be counted.")
+    table = search_base_rates(
+        target.corpus,
+        planned.manifest,
+        out,
+        ngram=ngram,
+        threads=len(os.sched_getaffinity(0)),
+        progress=lambda done: progress(f"{done:,} of {target.corpus.num_tokens:,} tokens"),
+    )
+    return int(np.count_nonzero(table["occurrences"].to_numpy())), len(table)
 
 
 def _with_ids(table: pa.Table, wanted: list[SearchString]) -> pa.Table:

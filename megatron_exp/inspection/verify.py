@@ -2,24 +2,27 @@
 
 from pathlib import Path
 
+from megatron_exp.inspection.base_hashes import compare_base_hashes
 from megatron_exp.inspection.findings import Finding
 from megatron_exp.inspection.targets import open_target
 from megatron_exp.inspection.verify_manifest import verify_manifest
 from megatron_exp.inspection.verify_run import verify_run
 
 
-def verify(path: Path, steps: tuple[int, int] | None = None, sample: int | None = None) -> list[Finding]:
+def verify(path: Path, steps: tuple[int, int] | None = None, sample: int | None = None, base: Path | None = None) -> list[Finding]:
     """Check a corpus, a manifest or a run; an empty list means sound.
 
     Args:
         path: the directory.
         steps: for a run, recompute the ledger of steps [first, end) only.
         sample: for a run, recompute this many steps, drawn by key, instead of all.
+        base: also compare the tokens that insertions stand in the place of with this file of `base_hashes.write_base_hashes`.
 
     Raises:
         UserError: where PATH is none of the three, or its record cannot be read at all.
     """
     target = open_target(path)
+    hashed = compare_base_hashes(target, base) if base else []
     if target.kind == "corpus":
         return [Finding(str(target.path), problem) for problem in target.corpus.verify()]
-    return verify_manifest(target.manifest) if target.run is None else verify_run(target, steps, sample)
+    return (verify_manifest(target.manifest) if target.run is None else verify_run(target, steps, sample)) + hashed

@@ -14,7 +14,9 @@ from megatron_exp.manifest.payloads import open_payloads, stored_hashes
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.rewritten import rewritten
 from megatron_exp.manifest.writer import plan_fingerprint, table_fingerprints
+from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.shards.corpus import Corpus
+from megatron_exp.stream.base import Stream
 from megatron_exp.stream.olmo import ORDER_NAME, OlmoStream
 from megatron_exp.stream.slot import POOL
 
@@ -108,6 +110,7 @@ def _budget(tables: Tables) -> Iterator[Finding]:
     for name, recorded, counted in (
         ("modified_tokens", budget["modified_tokens"], found.tokens),
         ("touched_slots", budget["touched_slots"], found.slots),
+        ("shifted_tokens", budget["shifted_tokens"], found.shifted),
     ):
         if recorded != counted:
             yield Finding(f"manifest.json budget {name}", f"{recorded} is recorded, the insertions give {counted}")
@@ -148,11 +151,21 @@ def _corpus(tables: Tables) -> Iterator[Finding]:
         )
     if isinstance(stream, OlmoStream) and not stream.is_permutation():
         yield Finding(ORDER_NAME, "it does not list every instance once: it is not the order of this corpus")
+    yield from _boundaries(tables, stream)
     source = tables.column("source_slot")
     limit = np.where(source >= np.uint64(POOL), np.uint64(POOL + stream.pool_slots), np.uint64(stream.num_slots))
     yield from rows_where(
         tables.insertions["source_slot"].is_valid().to_numpy() & (source >= limit), INSERTIONS_FILE, "its source slot does not exist"
     )
+
+
+def _boundaries(tables: Tables, stream: Stream) -> Iterator[Finding]:
+    """Every splice lies where a document begins."""
+    slot, offset, wrong = tables.column("slot"), tables.column("offset"), np.zeros(len(tables.insertions), dtype=bool)
+    find = DocumentBoundaries(stream)
+    for row in np.flatnonzero(tables.is_kind("splice") & (slot < np.uint64(stream.num_slots))):
+        wrong[row] = int(offset[row]) not in find(int(slot[row]))
+    yield from rows_where(wrong, INSERTIONS_FILE, "no document begins at its offset, where it was to be spliced in")
 
 
 _CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (

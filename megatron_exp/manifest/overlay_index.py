@@ -14,6 +14,9 @@ SLOTS_NAME, ENTRIES_NAME = "overlay-slots.npy", "overlay-entries.npy"
 SLOT_DTYPE = np.dtype([("slot", "<u8"), ("start", "<u4")])
 ENTRY_DTYPE = np.dtype([("layer", "u1"), ("experiment", "<u2"), ("offset", "<u4"), ("length", "<u4"), ("value", "<u8")])
 
+SPLICE = 0x80
+"""Bit of an entry's layer: the payload is spliced in, not written over."""
+
 
 class OverlayIndex(NamedTuple):
     """slots: sorted SLOT_DTYPE [touched]; entries: ENTRY_DTYPE [insertions], ordered by (slot, layer, offset)."""
@@ -34,10 +37,10 @@ def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:
     """The index of an insertions table (sorted by slot, layer, offset); `experiments` gives each name its code."""
     slots = insertions["slot"].to_numpy()
     entries = np.zeros(len(slots), dtype=ENTRY_DTYPE)
-    codes = pc.index_in(insertions["experiment"].cast(pa.string()), pa.array(experiments, pa.string()))
-    entries["experiment"] = codes.to_numpy()
+    entries["experiment"] = _codes(insertions["experiment"], {name: code for code, name in enumerate(experiments)})
     for name in ("layer", "offset", "length"):
         entries[name] = insertions[name].to_numpy()
+    entries["layer"] |= _codes(insertions["kind"], {"splice": SPLICE}).astype(np.uint8)
     entries["value"] = pc.coalesce(
         insertions["payload"], insertions["source_slot"], insertions["key"], pa.scalar(0, pa.uint64())
     ).to_numpy()
@@ -45,6 +48,15 @@ def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:
     table = np.zeros(len(starts), dtype=SLOT_DTYPE)
     table["slot"], table["start"] = slots[starts], starts
     return OverlayIndex(table, entries)
+
+
+def _codes(column: pa.ChunkedArray, code_of: dict[str, int]) -> np.ndarray:
+    """int64: the code of each value of a dictionary column, 0 where it has none."""
+    parts = [np.empty(0, np.int64)]
+    for chunk in column.chunks:
+        of_value = np.array([code_of.get(value, 0) for value in chunk.dictionary.to_pylist()], np.int64)
+        parts.append(of_value[chunk.indices.to_numpy()])
+    return np.concatenate(parts)
 
 
 def write_index(directory: Path, index: OverlayIndex) -> None:

@@ -14,12 +14,12 @@ BIN_NAME, IDX_NAME, PREFIX = "payloads.bin", "payloads.idx", "payloads"
 
 def payload_hash(tokens: np.ndarray) -> bytes:
     """16 bytes: xxh3_128 of the ids as little-endian int32."""
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(tokens, dtype=_TOKENS))
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(tokens, dtype=_TOKENS).data)
 
 
 def stored_hashes(payloads: IndexedReader) -> list[bytes]:
     """The hashes of all payloads of a store, in order."""
-    data = memoryview(np.ascontiguousarray(payloads.tokens, dtype=_TOKENS)).cast("B")
+    data = np.ascontiguousarray(payloads.tokens, dtype=_TOKENS).data.cast("B")
     borders = (payloads.starts * _TOKENS.itemsize).tolist()
     return [xxhash.xxh3_128_digest(data[start:end]) for start, end in pairwise(borders)]
 

@@ -11,10 +11,14 @@ from megatron_exp.stream.slot import Geometry
 
 
 class Rewritten(NamedTuple):
-    """tokens: positions with other content or noise than the base stream (a loss mask rewrites none). slots: touched in any way."""
+    """tokens: positions with other content or noise than the base stream (a loss mask rewrites none). slots: touched in any way.
+
+    shifted: positions that show base content from further left, moved by a splice; not among `tokens`.
+    """
 
     tokens: int
     slots: int
+    shifted: int
 
 
 def rewritten(insertions: pa.Table, geometry: Geometry) -> Rewritten:
@@ -28,4 +32,6 @@ def rewritten(insertions: pa.Table, geometry: Geometry) -> Rewritten:
     covered_to = np.maximum.accumulate(ends) if len(ends) else ends
     begin = starts.copy()
     begin[1:] = np.maximum(starts[1:], covered_to[:-1])
-    return Rewritten(int(np.maximum(ends.astype(np.int64) - begin.astype(np.int64), 0).sum()), num_slots)
+    spliced = rows.filter(pc.equal(rows["kind"].cast(pa.string()), "splice"))
+    shifted = pc.sum(pc.subtract(geometry.sequence_length, pc.add(spliced["offset"], spliced["length"]).cast(pa.int64()))).as_py() or 0
+    return Rewritten(int(np.maximum(ends.astype(np.int64) - begin.astype(np.int64), 0).sum()), num_slots, shifted)

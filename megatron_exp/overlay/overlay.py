@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
+from megatron_exp.manifest.overlay_index import SPLICE
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import LAYERS
 from megatron_exp.stream.base import Instance, NoiseSpec, Stream
 from megatron_exp.stream.slot import Geometry, Slot
 
-_KINDS = {layer: kind for kind, layer in reversed(LAYERS.items())}
+_KINDS = {layer: kind for kind, layer in LAYERS.items() if kind != "splice"} | {LAYERS["splice"] | SPLICE: "splice"}
 
 
 class Insertion(NamedTuple):
@@ -83,7 +86,7 @@ class Overlay:
         for entry in self.manifest.index.of(slot):
             layer, experiment, offset, length, value = entry.tolist()
             if names[experiment] not in masked:
-                found.append(Insertion(names[experiment], _KINDS[layer], layer, offset, length, value))
+                found.append(Insertion(names[experiment], _KINDS[layer], layer & ~SPLICE, offset, length, value))
         return found
 
     def noise(self, slot: int) -> list[NoiseSpec]:
@@ -105,6 +108,8 @@ class Overlay:
                 mask[max(found.offset - 1, 0) : end - 1] = 1  # a payload counts wherever it lies, also in a slot that a filter left out
                 if end == length:
                     mask[length - 1] = 0  # the look-ahead token does not continue the payload
+            elif found.kind == "splice":
+                splice(tokens, mask, self.manifest.payload(found.value), found.offset)
             elif found.kind == "mask":
                 mask[found.offset : end] = 0
         return Slot(tokens, mask)
@@ -112,3 +117,19 @@ class Overlay:
     @cached_property
     def _names(self) -> list[str]:
         return self.manifest.experiments
+
+
+def splice(tokens: np.ndarray, mask: np.ndarray, payload: np.ndarray, offset: int) -> None:
+    """Insert `payload` at `offset` into a slot (int32 [S + 1], uint8 [S]), in place: what stood there moves right, the tail falls off.
+
+    Every position keeps the mask of the label it had, since labels move with their positions; the payload counts wherever it lies. The first moved
+    token is the label of the payload's last one, but not where the payload ends the slot, as with any payload.
+    """
+    length, end, before = len(mask), offset + len(payload), max(offset - 1, 0)
+    moved = tokens[offset : length + 1 - len(payload)].copy()
+    # The position before the boundary has the first moved token as its label; at the slot's beginning there is none, and the next one stands in.
+    moved_mask = np.concatenate([mask[: 0 if offset else 1], mask[before : length - len(payload)]])
+    tokens[offset:end], tokens[end:] = payload, moved
+    mask[before : end - 1], mask[end - 1 :] = 1, moved_mask
+    if end == length:
+        mask[length - 1] = 0

@@ -178,7 +178,7 @@ class CopyTable:
             )
 
 
-def _rows(requests: Iterable[Copies], names: dict[str, int], given: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple]:  # type: ignore[type-arg]  # a row of REQUEST
+def _rows(requests: Iterable[Copies], names: dict[str, int], given: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple]:
     """(copies, REQUEST) of each request; names get numbers as they come, given places are set aside."""
     num_given = 0
     for one in requests:

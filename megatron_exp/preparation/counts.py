@@ -39,12 +39,13 @@ def counts_of(items: pa.Table, insertions: pa.Table) -> dict[str, Any]:
 
 def budget_record(insertions: pa.Table, geometry: Geometry, budget: BudgetConfig | None) -> dict[str, Any]:
     """Exact totals and fractions; UserError where the plan rewrites more than the budget allows."""
-    tokens, slots = rewritten(insertions, geometry)
+    tokens, slots, shifted = rewritten(insertions, geometry)
     record = {
         "unit": budget.unit if budget else None,
         "fraction": budget.fraction if budget else None,
         "modified_tokens": tokens,
         "touched_slots": slots,
+        "shifted_tokens": shifted,
         "modified_fraction": tokens / geometry.num_tokens,
         "touched_fraction": slots / geometry.num_slots,
         "reserved_tokens": 0,

@@ -24,12 +24,13 @@ from megatron_exp.manifest.writer import table_fingerprints, write_manifest
 from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
+from megatron_exp.preparation.extends import require_same_frame, require_same_rows
 from megatron_exp.preparation.pool import PoolAllocator
+from megatron_exp.search.base_rates import BaseRates
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
 from megatron_exp.stream.olmo import OlmoStream
 from megatron_exp.stream.opening import make_order, open_stream
-from megatron_exp.stream.slot import Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +43,32 @@ class Designed:
     items: Sequence[Item]
 
 
-def plan(config: Config, out: Path) -> Manifest:
+def plan(config: Config, out: Path, extends: Manifest | None = None, base_rates: Path | None = None) -> Manifest:
     """Write the manifest of `config` to `out`.
+
+    Args:
+        config: everything that is planned.
+        out: the manifest directory to write.
+        extends: an older manifest, every row of which is to be kept.
+        base_rates: the result of a search for payloads (`search.base_rates`), for the items table and for experiments that ask.
 
     Raises UserError, with nothing written, for every mistake in config, corpus or payloads.
     """
     refuse_existing(out)
     corpus = Corpus.open(config.corpus.path)
+    found = BaseRates.read(base_rates, corpus) if base_rates else None
     corpus.check_sizes()
     with durable_directory(Path(out)) as directory:
         stream = open_stream(config, corpus, make_order(config, corpus, directory))
-        designed = design(config, corpus, stream)
+        if extends:
+            require_same_frame(config, corpus, stream, extends)
+        designed = design(config, corpus, stream, found)
         wanted, placement = place_all(designed, stream, config)
-        _write(directory, config, corpus, stream, designed, wanted, placement)
+        _write(directory, config, corpus, stream, designed, wanted, placement, extends, found)
     return Manifest.open(out)
 
 
-def design(config: Config, corpus: Corpus, stream: Stream) -> list[Designed]:
+def design(config: Config, corpus: Corpus, stream: Stream, base_rates: BaseRates | None = None) -> list[Designed]:
     """Items of all experiments, disabled ones too (they keep their places)."""
     tokenizer = corpus.tokenizer()
     validation = config.training.validation.slots
@@ -79,6 +89,7 @@ def design(config: Config, corpus: Corpus, stream: Stream) -> list[Designed]:
             stream=stream,
             vocabulary_size=corpus.vocabulary_size,
             banned_tokens=frozenset(tokenizer.special_ids),
+            base_rates=base_rates,
         )
         items = list(experiment.items(context))
         check_items(entry.name, items, stream.geometry, corpus.vocabulary_size)
@@ -108,15 +119,23 @@ def _write(
     designed: Sequence[Designed],
     wanted: Sequence[Wanted],
     placement: Placement,
+    extends: Manifest | None,
+    base_rates: BaseRates | None,
 ) -> None:
     enabled = [one for one in designed if one.entry.enabled]
     names = frozenset(one.entry.name for one in enabled)
     store = PayloadStore(directory)
-    items = table_of([row for one in enabled for row in item_rows(one.entry.name, one.items, store)], schema.ITEMS)
+    rows = [row for one in enabled for row in item_rows(one.entry.name, one.items, store, base_rates)]
+    items = table_of(rows, schema.ITEMS)
     insertions = insertions_table(wanted, placement, store, stream.geometry, config.seeds.placement, only=names)
     probes = _probes(enabled, insertions, store)
     hashes = store.close()
     record = _record(config, corpus, stream, enabled, insertions, items, probes)
+    if base_rates:
+        record["base_rates"] = {"fingerprint": base_rates.fingerprint, "ngram": base_rates.ngram}
+    if extends:
+        require_same_rows(extends, items, insertions, probes, record["analyses"])
+        record["extends"] = extends.fingerprint
     record["perturbations"] = _perturbations([one for one in wanted if one.experiment in names], config.seeds.placement)
     record["fingerprints"] |= table_fingerprints(items, insertions, probes, hashes)
     write_manifest(directory, record, items, insertions, probes)

@@ -31,6 +31,8 @@ _PROBES = (
     "\n",
     "  leading and trailing  ",
     "a" * 300 + " " * 300 + "=" * 300 + "\u4e00" * 50,
+    "<0x0A> \u2581 <0x00>\u2581\u2581x",
+    "C\u0301\u0301 \u2581\u0301 \u3000\u0301x \u00a0\u200d a\u0301\u200d",
 )
 
 
@@ -69,7 +71,8 @@ class ReferenceEncoder:
 class GigatokenEncoder:
     """gigatoken's batch encoder for strings. Its file readers are never used: they drop documents.
 
-    parallel: use all cores for each batch; the ids are the same.
+    parallel: use all cores for each batch; the ids are the same. It makes the control symbols of a SentencePiece model out of
+    their strings in a text, which that library never does: such texts go to the reference.
 
     RuntimeError or ValueError where gigatoken does not support the model.
     """
@@ -84,8 +87,20 @@ class GigatokenEncoder:
             self._library = gigatoken.Tokenizer.from_json(data if special == "special" else _without_specials(data))
         else:
             self._library = gigatoken.Tokenizer.from_sentencepiece(data)
+        self._reference = None if isinstance(tokenizer.model, HuggingFaceModel) else ReferenceEncoder(tokenizer, special)
+        self._controls = SpecialStrings(list(tokenizer.special_strings))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
+        encoded = self._encode(texts)
+        numbers = [number for number, text in enumerate(texts) if self._controls.count(text)] if self._reference else []
+        if not self._reference or not numbers:
+            return encoded
+        parts = np.split(encoded.ids.astype(np.int32), np.cumsum(encoded.lengths)[:-1])
+        for number in numbers:
+            parts[number] = self._reference.encode([texts[number]]).ids
+        return Encoded(np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64))
+
+    def _encode(self, texts: Sequence[str]) -> Encoded:
         layout = self._library.encode_batch(list(texts), parallel=self._parallel).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]

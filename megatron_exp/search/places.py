@@ -32,6 +32,14 @@ def in_corpus(corpus: Corpus, patterns: Patterns, *, threads: int = 1, progress:
     return pa.concat_tables([*tables, IN_CORPUS.empty_table()])
 
 
+def count_in_shard(corpus: Corpus, shard: int, patterns: Patterns, *, threads: int = 1) -> np.ndarray:
+    """int64 [strings]: how often each stands in one shard; places are not kept."""
+    counts = np.zeros(len(patterns.strings), dtype=np.int64)
+    for _, matches in _blocks(corpus.tokens(shard), patterns, threads):
+        counts += np.bincount(matches.patterns, minlength=len(counts))
+    return counts
+
+
 def _blocks(tokens: np.ndarray, patterns: Patterns, threads: int) -> Iterator[tuple[int, Matches]]:
     """(tokens read, matches with positions in the whole array), block by block; blocks overlap so that no border hides a match."""
     for start in range(0, max(len(tokens), 1), _BLOCK_TOKENS):

@@ -1,5 +1,6 @@
 """Proving that a corpus on disk is what was written: every byte against its checksum, records against each other."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from megatron_exp.shards.indexed import IndexedReader
 
 SUMMED_SUFFIXES = ("bin", "idx", "docs.parquet")
 """The files of a shard whose block sums are kept, in this order, in its .sums.npy."""
+
+
+_MOST_THREADS = 8  # more gain nothing: memory is then the limit
 
 
 def findings(corpus: Corpus) -> Iterator[str]:
@@ -73,7 +77,7 @@ def _file_findings(path: Path, recorded: dict[str, Any], kept: np.ndarray | None
     if actual != recorded["bytes"]:
         yield f"{path}: {actual} bytes, {recorded['bytes']} were written"
         return
-    sums = sums_of_file(path)
+    sums = sums_of_file(path, threads=min(len(os.sched_getaffinity(0)), _MOST_THREADS))
     if root_of(sums) == recorded["root"]:
         return
     if kept is None:

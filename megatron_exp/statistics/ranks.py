@@ -1,5 +1,7 @@
 """Rank tests: two groups within strata, and one value among exchangeable controls."""
 
+import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +41,14 @@ def stratified_rank_sum(
     With w_s = 1 / (N_s + 1) the statistic is T = sum_s w_s R_s, R_s the rank sum of the treated in stratum s. Under re-randomisation
     E T = sum w_s n_s (N_s + 1) / 2 and Var T = sum w_s^2 n_s m_s / 12 (N_s + 1 - sum_ties (t^3 - t) / (N_s (N_s - 1))), so z is
     exact in its first two moments. The AUC is the mean of the strata's AUCs with weights n_s m_s / (N_s + 1), the same as in T.
-    Strata without both groups say nothing and are left out. With fewer than ten units in a group p comes from `num_draws` keyed
-    re-randomisations. Sources: van Elteren, Bull. Int. Statist. Inst. 37 (1960); Lehmann, "Nonparametrics" (1975), ch. 3.3.
+    Strata without both groups say nothing and are left out. With fewer than ten units in a group p comes from all assignments of a
+    single stratum where they are at most `num_draws`, else from that many keyed re-randomisations. Sources: van Elteren, Bull. Int.
+    Statist. Inst. 37 (1960); Lehmann, "Nonparametrics" (1975), ch. 3.3.
 
     values float64 [n], treated bool [n], strata [n] of anything that sorts.
     """
-    informative = _informative(treated, strata)
-    values, treated, codes = values[informative], treated[informative], np.unique(strata[informative], return_inverse=True)[1]
+    rows = informative(treated, strata)
+    values, treated, codes = values[rows], treated[rows], np.unique(strata[rows], return_inverse=True)[1]
     if not len(values):
         return RankTest(float("nan"), float("nan"), float("nan"), "no stratum holds both groups")
     weighted = np.empty(len(values))
@@ -65,12 +68,16 @@ def stratified_rank_sum(
     if min(treated.sum(), (~treated).sum()) >= _SMALLEST_NORMAL_GROUP:
         z = (auc - 0.5) / error if error > 0 else 0.0
         return RankTest(auc, p_of_z(z, side), error, "stratified rank-sum test, normal approximation")
+    if codes.max() == 0 and (num := math.comb(len(values), int(treated.sum()))) <= num_draws:
+        p = _exact_p(statistic, weighted, int(treated.sum()), centre + weight_total / 2, side)
+        return RankTest(auc, p, error, f"rank-sum test, all {num} assignments")
     draws = rerandomised_sums(weighted, treated, codes, words, num_draws)
     p = monte_carlo_p(statistic - centre - weight_total / 2, draws - centre - weight_total / 2, side)
     return RankTest(auc, p, error, f"stratified rank-sum test, {num_draws} re-randomisations")
 
 
-def _informative(treated: np.ndarray, strata: np.ndarray) -> np.ndarray:
+def informative(treated: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """bool [n]: whether the row's stratum holds both groups; the others say nothing about a difference."""
     codes = np.unique(strata, return_inverse=True)[1]
     total, number = np.bincount(codes), np.bincount(codes, weights=treated)
     return ((number > 0) & (number < total))[codes]
@@ -80,6 +87,12 @@ def _tie_term(ranks: np.ndarray) -> float:
     counts = np.unique(ranks, return_counts=True)[1].astype(np.float64)
     total = len(ranks)
     return float((counts**3 - counts).sum() / (total * (total - 1)))
+
+
+def _exact_p(observed: float, weighted: np.ndarray, num: int, centre: float, side: Side) -> float:
+    """Share of all choices of `num` values whose sum is at least as extreme; one of them is the observed one."""
+    chosen = np.array(list(itertools.combinations(range(len(weighted)), num)))
+    return float(_extreme(observed - centre, weighted[chosen].sum(axis=1) - centre, side).mean())
 
 
 def rerandomised_sums(values: np.ndarray, treated: np.ndarray, strata: np.ndarray, words: Words, num_draws: int) -> np.ndarray:
@@ -102,13 +115,17 @@ def monte_carlo_p(observed: float, draws: np.ndarray, side: Side) -> float:
 
     Source: Phipson and Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010).
     """
+    return float((1 + _extreme(observed, draws, side).sum()) / (1 + len(draws)))
+
+
+def _extreme(observed: float, draws: np.ndarray, side: Side) -> np.ndarray:
+    """bool [draws]: at least as far from 0 as `observed`, up to rounding."""
     slack = 1e-12 * max(1.0, abs(observed))
-    extreme = {
+    return {
         "greater": draws >= observed - slack,
         "less": draws <= observed + slack,
         "two-sided": np.abs(draws) >= abs(observed) - slack,
     }[side]
-    return float((1 + extreme.sum()) / (1 + len(draws)))
 
 
 def rank_among_controls(value: float, controls: np.ndarray, side: Side) -> float:

@@ -20,9 +20,11 @@ def test_every_position_and_slot_counts_once_however_insertions_overlap(rows):
     table = pa.table(
         {
             "layer": pa.array([LAYERS[kind] for kind, *_ in rows], pa.uint8()),
+            "kind": pa.array([kind for kind, *_ in rows], pa.string()),
             "slot": pa.array([slot for _, slot, *_ in rows], pa.uint64()),
             "offset": pa.array([row[2] for row in rows], pa.uint32()),
             "length": pa.array([row[3] for row in rows], pa.uint32()),
         }
     )
-    assert rewritten(table, GEOMETRY) == (touched.sum(), len({slot for _, slot, *_ in rows}))
+    shifted = sum(16 - offset - length for kind, _, offset, length in rows if kind == "splice")
+    assert rewritten(table, GEOMETRY) == (touched.sum(), len({slot for _, slot, *_ in rows}), shifted)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
+from megatron_exp.checkpoint.convert_names import correspondences
 from megatron_exp.model.presets import NORM_EPS, ROPE_THETA, Z_LOSS_WEIGHT
 from megatron_exp.model.scoring import token_scores
-from tests.model.tiny import ROWS, VOCABULARY, running, tiny_model, tokens_of
+from tests.model.tiny import ROWS, VOCABULARY, randomize, running, tiny_model, tokens_of
 
 
 @pytest.fixture(scope="module")
@@ -15,45 +16,9 @@ def layout():
         yield layout
 
 
-def randomize(model):
-    """Weights large enough for the logits to differ, norms away from 1."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.chunks[0].parameters():
-            drawn = (
-                torch.rand(parameter.shape, generator=generator)
-                if parameter.dim() == 1
-                else torch.randn(parameter.shape, generator=generator)
-            )
-            parameter.copy_(0.5 + drawn if parameter.dim() == 1 else 0.2 * drawn)
-
-
 def as_transformers(shape, tensors):
-    """Names and shapes of transformers from megatron's: a permutation, so it maps weights and gradients alike."""
-    named = {
-        "model.embed_tokens.weight": tensors["embedding.word_embeddings.weight"],
-        "model.norm.weight": tensors["decoder.final_layernorm.weight"],
-        "lm_head.weight": tensors["output_layer.weight"],
-    }
-    for index in range(shape.layers):
-        ours, theirs = f"decoder.layers.{index}.", f"model.layers.{index}."
-        groups = tensors[ours + "self_attention.linear_qkv.weight"].view(shape.kv_groups, -1, shape.hidden)
-        query, key, value = groups.split([shape.hidden // shape.kv_groups, shape.head_width, shape.head_width], dim=1)
-        gate, up = tensors[ours + "mlp.linear_fc1.weight"].chunk(2)
-        named |= {
-            theirs + "self_attn.q_proj.weight": query.flatten(0, 1),
-            theirs + "self_attn.k_proj.weight": key.flatten(0, 1),
-            theirs + "self_attn.v_proj.weight": value.flatten(0, 1),
-            theirs + "self_attn.q_norm.weight": tensors[ours + "self_attention.q_layernorm.weight"],
-            theirs + "self_attn.k_norm.weight": tensors[ours + "self_attention.k_layernorm.weight"],
-            theirs + "self_attn.o_proj.weight": tensors[ours + "self_attention.linear_proj.weight"],
-            theirs + "mlp.gate_proj.weight": gate,
-            theirs + "mlp.up_proj.weight": up,
-            theirs + "mlp.down_proj.weight": tensors[ours + "mlp.linear_fc2.weight"],
-            theirs + "post_attention_layernorm.weight": tensors[ours + "self_attn_bda.norm.weight"],
-            theirs + "post_feedforward_layernorm.weight": tensors[ours + "mlp_bda.norm.weight"],
-        }
-    return named
+    """Their names and tensors from ours; a permutation, so it maps weights and gradients alike."""
+    return {name: tensor for one in correspondences(shape) for name, tensor in one.split(tensors[one.parameter]).items()}
 
 
 def build_pair(layout, kv_groups):

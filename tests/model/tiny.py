@@ -35,6 +35,19 @@ def tiny_model(layout: Layout, precision: Precision = "fp32", seed: int = 0, **o
     return build_model(tiny_shape(**overrides), layout, precision, seed)
 
 
+def randomize(model: LanguageModel) -> None:
+    """Weights large enough for the logits to differ, norms away from 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.chunks[0].parameters():
+            drawn = (
+                torch.rand(parameter.shape, generator=generator)
+                if parameter.dim() == 1
+                else torch.randn(parameter.shape, generator=generator)
+            )
+            parameter.copy_(0.5 + drawn if parameter.dim() == 1 else 0.2 * drawn)
+
+
 def trainable(layout: Layout, precision: Precision = "fp32", seed: int = 0, **overrides: int) -> tuple[LanguageModel, Optimizer]:
     model = tiny_model(layout, precision, seed, **overrides)
     return model, build_optimizer(model, OptimizerConfig())

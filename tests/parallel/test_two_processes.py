@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_exp.checkpoint.convert import to_huggingface
 from megatron_exp.checkpoint.state import load_checkpoint
 from tests.model.tiny import running, same_weights, tiny_model, train, trainable
 from tests.parallel.worker import LAYOUTS, short_run
@@ -89,6 +90,13 @@ def test_initial_weights_are_bitwise_those_of_one_process(pair, results):
         loaded = tiny_model(layout, seed=1, kv_groups=2)
         load_checkpoint(results["directory"] / f"{name}-initial", loaded, None)
         assert same_weights(loaded, tiny_model(layout, kv_groups=2))
+
+
+def test_a_checkpoint_of_any_layout_becomes_the_same_hugging_face_model(pair, results, tmp_path):
+    name, _, _ = pair
+    for one in (name, "single"):
+        to_huggingface(results["directory"] / f"{one}-initial", tmp_path / one)
+    assert (tmp_path / name / "model.safetensors").read_bytes() == (tmp_path / "single" / "model.safetensors").read_bytes()
 
 
 def test_resume_at_the_same_layout_is_bitwise(pair):

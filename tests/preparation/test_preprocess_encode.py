@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -10,7 +11,7 @@ from tokenizers import models, pre_tokenizers
 from megatron_exp.errors import UserError
 from megatron_exp.preparation.preprocess_encode import Encoders, GigatokenEncoder, ReferenceEncoder, SpecialStrings, open_encoder
 from megatron_exp.shards.tokenizer import Tokenizer
-from tests.shards.making import REAL_DATA, make_tokenizer, tokenizer_bytes
+from tests.shards.making import REAL_DATA, ROOT, make_tokenizer, tokenizer_bytes
 
 EOS = "<|endoftext|>"
 
@@ -71,6 +72,40 @@ def test_a_model_where_the_two_differ_goes_to_the_reference(tokenizer, monkeypat
 
 def test_gigatoken_serves_byte_level_bpe(tokenizer):
     assert not open_encoder(tokenizer, "auto", "plain").is_reference
+
+
+def sentencepiece_tokenizer(directory, **options):
+    sentences = (ROOT / "megatron_exp" / "seeding.py").read_text(encoding="utf-8").splitlines()
+    with open(directory / "small.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=file,
+            vocab_size=450,
+            model_type="bpe",
+            byte_fallback=True,
+            minloglevel=2,
+            **options,
+        )
+    return Tokenizer.load(directory / "small.model")
+
+
+def test_gigatoken_serves_sentencepiece_models_that_change_no_text(tmp_path):
+    """As of Llama and Mistral. Strings of control symbols stay text, as the sentencepiece library has it."""
+    model = sentencepiece_tokenizer(tmp_path, normalization_rule_name="identity", remove_extra_whitespaces=False)
+    fast, reference = open_encoder(model, "gigatoken", "plain"), ReferenceEncoder(model, "plain")
+    assert not fast.is_reference
+    assert same(fast.encode(["a", "b </s> <s>", "", "<unk>c"]), reference.encode(["a", "b </s> <s>", "", "<unk>c"]))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(TEXTS | st.sampled_from(["</s>", "x <s>", "\u2581"]), max_size=4))
+    def check(texts):
+        assert same(fast.encode(texts), reference.encode(texts))
+
+    check()
+
+
+def test_sentencepiece_models_that_normalise_text_go_to_the_reference(tmp_path):
+    assert open_encoder(sentencepiece_tokenizer(tmp_path), "auto", "plain").is_reference
 
 
 def test_occurrences_of_special_strings_are_counted():

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import xxhash
 
 from megatron_exp.errors import UserError
+from megatron_exp.shards import checksums
 from megatron_exp.shards.checksums import BLOCK_BYTES, BlockSums, SummedWriter, read_checked, root_of, sums_of_file
 
 CONTENT = bytes(range(256)) * (10 * 1024) + b"the end"  # two and a half blocks
@@ -23,6 +26,16 @@ def test_sums_made_while_writing_equal_those_of_the_file(tmp_path):
     written = writer.finish()
     assert written.num_bytes == len(CONTENT)
     assert written.root == root_of(sums_of_file(tmp_path / "a"))
+
+
+def test_threads_and_short_reads_change_no_sum(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(CONTENT)
+    expected = sums_of_file(tmp_path / "a")
+    real = os.preadv
+    monkeypatch.setattr(checksums, "_BLOCKS_PER_TASK", 1)
+    monkeypatch.setattr(checksums.os, "preadv", lambda file, buffers, offset: real(file, [buffers[0][:70_001]], offset))
+    assert np.array_equal(sums_of_file(tmp_path / "a", threads=3), expected)
+    assert len(expected) == 3
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, len(CONTENT)), (5, 6), (BLOCK_BYTES - 1, BLOCK_BYTES + 1), (BLOCK_BYTES, 2 * BLOCK_BYTES), (7, 7)])

@@ -44,10 +44,18 @@ def test_strata_without_both_groups_are_left_out_and_nothing_left_is_nan():
     assert np.isnan(result.p) and "no stratum" in result.method
 
 
-def test_small_groups_are_re_randomised_and_agree_with_the_exact_distribution():
+@pytest.mark.parametrize("side", ["greater", "less", "two-sided"])
+def test_very_small_groups_are_tested_over_all_assignments_as_scipy_does(side):
     values = np.array([2.1, 1.7, 3.0, 0.2, 0.5, 1.1, 0.3, 0.9])
     treated = np.array([True, True, True, False, False, False, False, False])
-    ours = stratified_rank_sum(values, treated, np.zeros(8, int), "greater", WORDS)
+    ours = stratified_rank_sum(values, treated, np.zeros(8, int), side, WORDS)
+    exact = stats.mannwhitneyu(values[treated], values[~treated], alternative=side, method="exact").pvalue
+    assert "all 56 assignments" in ours.method and ours.p == pytest.approx(exact)
+
+
+def test_small_groups_are_re_randomised_and_agree_with_the_exact_distribution():
+    values, treated = normals("small", num=18), np.arange(18) < 9
+    ours = stratified_rank_sum(values, treated, np.zeros(18, int), "greater", WORDS)
     exact = stats.mannwhitneyu(values[treated], values[~treated], alternative="greater", method="exact").pvalue
     assert "re-randomisations" in ours.method
     assert ours.p == pytest.approx(exact, abs=4 * np.sqrt(exact / 9_999))
