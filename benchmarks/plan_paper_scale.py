@@ -69,11 +69,12 @@ class Clock:
 def wanted_of(num_requests: int, num_copies: int, text: np.ndarray) -> list[Wanted]:
     """Requests over the whole run: one in a hundred is exclusive noise, the others write 80 to 1,400 tokens."""
     lengths = 80 + Words.of(0, "benchmark", "plan").integers(num_requests, 1321)
+    conditions = [f"c{number}" for number in range(30)]  # names are shared, as those that `context.assign` gives
     wanted = []
     for number in range(num_requests):
         is_noise = number >= num_requests - num_requests // 100
         payload = None if is_noise else text[number : number + int(lengths[number])]
-        item = Item(item=number, condition=f"c{number % 30}", role="treated", payload=payload, source="made", licence="none")
+        item = Item(item=number, condition=conditions[number % 30], role="treated", payload=payload, source="made", licence="none")
         window = Window(0, GEOMETRY.steps)
         if is_noise:
             request = Request(item=number, kind="noise", where=window, copies=1, exclusive=True, noise=Noise(0.075))

@@ -109,10 +109,9 @@ def _distinct_binaries(column: pa.Array) -> list[bytes | memoryview]:
     width, values = column.type.byte_width, encoded.dictionary
     raw = np.frombuffer(values.buffers()[1] or b"", dtype=f"S{width}", count=len(values), offset=values.offset * width)
     order = np.argsort(raw, kind="stable")  # of equal length, so that numpy's blindness to trailing zeros does not show
-    texts = np.full(1 + len(values) * (2 * width + 3), ord(","), np.uint8)
-    if not len(values):
-        texts = np.append(texts, np.uint8(0))
-    quoted = texts[1 : 1 + len(values) * (2 * width + 3)].reshape(len(values), 2 * width + 3)
+    size = len(values) * (2 * width + 3)
+    texts = np.full(1 + max(size, 1), ord(","), np.uint8)
+    quoted = texts[1 : 1 + size].reshape(len(values), 2 * width + 3)
     quoted[:, 0] = quoted[:, -2] = ord('"')
     digits = raw[order].view(np.uint8).reshape(len(values), width)
     quoted[:, 1:-2:2], quoted[:, 2:-2:2] = _HEXADECIMAL[digits >> 4], _HEXADECIMAL[digits & 15]

@@ -111,7 +111,7 @@ def from_huggingface(source: Path, target: Path, *, precision: Precision | None 
             _write_checkpoint_tensors(partial, theirs, shape, _DTYPES[chosen])
             convert_tokenizer.copy_files(source, partial / convert_tokenizer.CARRIED)
             extra = {
-                "step": _ours(config).get("step") or 0,
+                "step": _recorded(config, "step") or 0,
                 "identity": {},  # of no run, so none goes on from here
                 "hooks": {},
                 "vocabulary_size": vocabulary_size,
@@ -146,14 +146,17 @@ def _write_config(path: Path, shape: ModelShape, precision: Precision, extra: di
 def _true_vocabulary_size(source: Path, config: dict[str, Any], shape: ModelShape) -> int | None:
     """Ids of the tokenizer, which are fewer than the rows of the embedding where these were padded."""
     if not convert_tokenizer.is_in(source):
-        return _ours(config).get("vocabulary_size")
+        return _recorded(config, "vocabulary_size")
     tokenizer = Tokenizer.load(source)
     convert_tokenizer.check_fits(tokenizer, shape.vocabulary_size)
     return tokenizer.vocabulary_size
 
 
-def _ours(config: dict[str, Any]) -> dict[str, Any]:
-    return config.get(OURS) or {}
+def _recorded(config: dict[str, Any], name: str) -> int | None:
+    """A number that `to_huggingface` left in config.json, None where another program wrote it."""
+    ours = config.get(OURS)
+    value = ours.get(name) if isinstance(ours, dict) else None
+    return value if isinstance(value, int) else None
 
 
 def _check_stored(checkpoint: Path, found: dict[str, torch.Size], weights: list[Correspondence]) -> None:

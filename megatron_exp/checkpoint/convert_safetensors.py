@@ -27,7 +27,7 @@ class WeightFiles:
         """Open the files, which `stack` closes; UserError where one is missing, damaged or not what the index says."""
         self._directory = Path(directory)
         promised = _promised(self._directory)
-        paths = {name: files.require_file(files.safe_join(self._directory, name), "weights named in the index") for name in promised}
+        paths = {name: files.require_file(self._directory / _plain(name), "weights named in the index") for name in promised}
         self._files: dict[str, Any] = {}
         for name, path in paths.items():
             opened = stack.enter_context(_opened(path))
@@ -43,7 +43,7 @@ class WeightFiles:
         """UserError naming what is missing, what nobody asked for, or what has another size than in `sizes`."""
         missing, unexpected = sizes.keys() - self._files.keys(), self._files.keys() - sizes.keys()
         faults = [f"{what}: {_named(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
-        for name in sizes.keys() & self._files.keys():
+        for name in sorted(sizes.keys() & self._files.keys()):
             found = tuple(self._files[name].get_slice(name).get_shape())
             if found != sizes[name]:
                 faults.append(f"{name} has the size {list(found)}, and config.json asks for {list(sizes[name])}")
@@ -80,12 +80,21 @@ def _promised(directory: Path) -> dict[str, set[str] | None]:
 def _read_index(path: Path) -> dict[str, set[str] | None]:
     try:
         places = orjson.loads(path.read_bytes())["weight_map"]
-        pairs = sorted((file, tensor) for tensor, file in places.items())
+        pairs = sorted((str(file), tensor) for tensor, file in places.items())
         return {file: {tensor for _, tensor in group} for file, group in itertools.groupby(pairs, key=lambda pair: pair[0])}
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no index of safetensors files: it has no readable `weight_map`. It is damaged: copy the model again."
         ) from error
+
+
+def _plain(name: str) -> str:
+    """NAME where it names a file of the directory itself; a link there may lead elsewhere, as all do in the hub's cache."""
+    if Path(name).name != name:
+        raise UserError(
+            f"The file name {name!r} in {INDEX} leads out of its directory. The index is damaged or hostile: do not use this model."
+        )
+    return name
 
 
 def _opened(path: Path) -> Any:

@@ -34,7 +34,7 @@ def to_hf(
     from megatron_exp.checkpoint.convert import to_huggingface
 
     converted = to_huggingface(source, target, precision=dtype, shard_bytes=shard_size, tokenizer=tokenizer)
-    _show(converted, "Name the tokenizer with --tokenizer to have it written.")
+    _show(converted, "The corpus of the run is not where it was: name its tokenizer with --tokenizer.")
 
 
 def from_hf(
@@ -45,7 +45,7 @@ def from_hf(
     """Write the weights of a Hugging Face OLMo-2 model as a checkpoint that loads in any layout. It has no optimizer state."""
     from megatron_exp.checkpoint.convert import from_huggingface
 
-    _show(from_huggingface(source, target, precision=dtype), "The model has none beside it.")
+    _show(from_huggingface(source, target, precision=dtype), "There is none beside the model.")
 
 
 def _show(converted: "Converted", without_tokenizer: str) -> None:
@@ -59,4 +59,4 @@ def _show(converted: "Converted", without_tokenizer: str) -> None:
         soft_wrap=True,
     )
     if not converted.has_tokenizer:
-        console.print(f"Without a tokenizer: where it lies is not known. {without_tokenizer}", highlight=False, soft_wrap=True)
+        console.print(f"No tokenizer was written. {without_tokenizer}", highlight=False, soft_wrap=True)

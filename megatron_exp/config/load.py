@@ -68,7 +68,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """The checked configuration; `overrides` are `a.b=value` strings. A relative corpus path, or `file` of an experiment, is relative to the file.
+    """The checked configuration; `overrides` are `a.b=value` strings. A relative corpus path, or `file` and `files` of an experiment, are relative to the file.
 
     Raises UserError naming file, line and key.
     """
@@ -83,9 +83,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def _beside(entry: ExperimentEntry, folder: Path) -> ExperimentEntry:
-    """The entry with its `file`, if it has one, found from the config's folder (an absolute path stays as it is)."""
-    file = entry.parameters.get("file")
-    return entry.model_copy(update={"parameters": entry.parameters | {"file": str(folder / file)}}) if isinstance(file, str) else entry
+    """The entry with its `file` and the paths in its `files`, if it has such, found from the config's folder (absolute paths stay as they are)."""
+    found: dict[str, Any] = {}
+    if isinstance(file := entry.parameters.get("file"), str):
+        found["file"] = str(folder / file)
+    if isinstance(files := entry.parameters.get("files"), dict):
+        found["files"] = {name: str(folder / one) if isinstance(one, str) else one for name, one in files.items()}
+    return entry.model_copy(update={"parameters": entry.parameters | found}) if found else entry
 
 
 def override_config(config: Config, overrides: list[str]) -> Config:

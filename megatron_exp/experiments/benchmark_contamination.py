@@ -2,9 +2,9 @@ r"""BC: how much do copies of a benchmark's questions in the training data raise
 
 Question: does a model that read questions with their right answers a number of times do better on these than on held-out questions of the same
     benchmarks, by number of copies, and is the gain still there long after the last copy?
-Design: near-duplicates are removed from files first. Then a key deals the questions, within each benchmark, to levels of copies in two groups, or holds them
-    out. Group `uniform`: copies anywhere in training. Group `window`: copies in one early part of it, so that the rest of training can wash them
-    out. A copy is the question with its right answer in OLMES's completion format, EOS on both sides; wrong options are never inserted.
+Design: near-duplicates are removed from files first. Then a key deals the questions, within each benchmark, to levels of copies in two groups, or
+    holds them out. Group `uniform`: copies anywhere in training. Group `window`: copies in one early part of it, so that the rest of training can
+    wash them out. A copy is the question with its right answer in OLMES's completion format, EOS on both sides; wrong options are never inserted.
 Conditions: `GROUP/xLEVEL` for groups x levels, and `held-out`.
 Metric: log-likelihood of the right answer given the question, in nats per character of the answer, run minus twin; the primary is the mean of
     `uniform` questions with most copies minus that of held-out ones, within benchmarks. It is preferred to accuracy because it exists for files
@@ -26,7 +26,7 @@ Paper: 44,000 questions of 7 benchmarks; 10,000 held out, and in each group 8,00
 Traps: a test set that is in the base corpus is contaminated at every level, so search the corpus for the questions first. BoolQ's passages
     dominate the tokens. Questions that no slot holds are refused; `max_tokens` leaves them out.
 Parameters: design; files, {benchmark: path} with benchmarks arc_challenge, arc_easy, boolq, csqa, hellaswag, mmlu, openbookqa, piqa, socialiqa,
-    winogrande, paths relative to the working directory; licences, one for each of them; groups; levels and num_questions, the latter per group;
+    winogrande, paths relative to the configuration; licences, one for each of them; groups; levels and num_questions, the latter per group;
     num_held_out; scale, a factor on all numbers of questions; window, part of training as fractions; similarity; max_tokens of a question with
     its longest option; curve_states, states over training at which right answers are scored.
 Example (uniform/x12): "Question: Which instrument does Kelmar Doriston of Velnimwick play at the winter fair?\nAnswer: the copper flute"
@@ -70,7 +70,7 @@ class BenchmarkContamination(Experiment):
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
     design: Literal["identified", "paper"] = "identified"
-    files: dict[Benchmark, Path] = {}
+    files: dict[Benchmark, Path] = Field(default={}, exclude=True)  # their content is in the items; where they lie is no part of the plan
     licences: dict[Benchmark, Annotated[str, Field(min_length=1)]] = {}
     groups: tuple[Group, ...] = ("uniform", "window")
     levels: tuple[Annotated[int, Field(gt=0, le=65_535)], ...] = (4, 12, 32, 144)
@@ -161,7 +161,7 @@ class BenchmarkContamination(Experiment):
             payload=np.append(tokens[0], context.tokenizer.eos_id).astype(np.int32),
             stratum=question.benchmark,
             spans=(Span("answer", start, len(tokens[0])),),
-            source=question.place if self.files else "built-in question generator",
+            source=question.source,
             licence=self.licences[question.benchmark] if self.files else "Apache-2.0",  # type: ignore[index]  # a name of `files`
             metadata={
                 "benchmark": question.benchmark,
@@ -285,7 +285,7 @@ def _question_of(item: Item) -> Question:
     """The question an item was made of."""
     names = ("benchmark", "stem", "normalisation")
     texts, answers = (tuple(item.metadata[name]) for name in ("texts", "answers"))
-    return Question(texts=texts, answers=answers, place=item.source, **{name: item.metadata[name] for name in names})
+    return Question(texts=texts, answers=answers, place=item.source, source=item.source, **{name: item.metadata[name] for name in names})
 
 
 def _option_tokens(question: Question, context: Context) -> tuple[list[np.ndarray], int]:

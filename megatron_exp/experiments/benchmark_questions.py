@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.json_lines import Line, read_json_lines
 from megatron_exp.files import require_file
-from megatron_exp.seeding import Words
+from megatron_exp.seeding import Words, words64
 
 Benchmark = Literal["arc_challenge", "arc_easy", "boolq", "csqa", "hellaswag", "mmlu", "openbookqa", "piqa", "socialiqa", "winogrande"]
 Normalisation = Literal["none", "char", "unconditional"]
@@ -37,7 +39,8 @@ _LETTERS = ["A", "B", "C", "D"]
 class Question:
     """One question. stem: the text before an option, "" where there is none. texts: stem with each option, the right one first.
 
-    answers: the bare options in the same order. place: file and line, for messages. normalisation: OLMES's for this benchmark.
+    answers: the bare options in the same order. place: file and line, for messages. source: the same without the path. normalisation: OLMES's for
+    this benchmark.
     """
 
     benchmark: str
@@ -46,6 +49,7 @@ class Question:
     answers: tuple[str, ...]
     normalisation: Normalisation
     place: str
+    source: str
 
 
 class _Read(NamedTuple):
@@ -70,7 +74,8 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
     layout = _LAYOUTS[benchmark]
     described = f"the layout of {benchmark}: {layout.described}, or JSON lines with the one field `text`"
     for line in _lines(benchmark, Path(path), described):
-        place = f"{line.path}, line {line.number}"
+        file = f", {line.path.name}" if line.path != Path(path) else ""
+        where = {"place": f"{line.path}, line {line.number}", "source": f"{benchmark}{file}, line {line.number}"}
         if set(line.record) == _GOLD_ONLY:
             text = line.text("text")
             stem = text[: text.rfind(ANSWER) + len(ANSWER)] if ANSWER in text else ""
@@ -80,7 +85,7 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
                 texts=(text,),
                 answers=(text[len(stem) :].strip(),),
                 normalisation=layout.normalisation,
-                place=place,
+                **where,
             )
             continue
         read = layout.read(line)
@@ -88,14 +93,14 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
             line.refuse("it has fewer than two options, or an empty one")
         if not 0 <= read.label < len(read.options):
             line.refuse(f"the right answer is number {read.label + 1}, but there are {len(read.options)} options")
-        yield _question(benchmark, read, layout.normalisation, place)
+        yield replace(_question(benchmark, read, layout.normalisation), **where)
 
 
-def _question(benchmark: str, read: _Read, normalisation: Normalisation, place: str) -> Question:
+def _question(benchmark: str, read: _Read, normalisation: Normalisation, place: str = "built-in question generator") -> Question:
     answers = (read.options[read.label], *(option for index, option in enumerate(read.options) if index != read.label))
     texts = tuple(f"{read.stem} {answer}" if read.tail is None else f"{read.stem}{answer}{read.tail}" for answer in answers)
     stem = read.stem if read.tail is None else ""
-    return Question(benchmark=benchmark, stem=stem, texts=texts, answers=answers, normalisation=normalisation, place=place)
+    return Question(benchmark=benchmark, stem=stem, texts=texts, answers=answers, normalisation=normalisation, place=place, source=place)
 
 
 # ---- files ----
@@ -236,41 +241,45 @@ _SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "emblems": (
         "{first} {last} carried a sign through {town} in {season}. What could be seen on it?",
-        ("a heron", "an anchor", "an oak leaf", "a plough", "a bridge", "a salmon", "a tower", "a bell"),
+        ("a heron", "an anchor", "a leaf", "a plough", "a bridge", "a salmon", "a tower", "a bell"),
     ),
 }
 """{benchmark: (question, things)}; the answer is a quality and a thing."""
 _SEASONS = ("spring", "summer", "autumn", "winter")
 _NUM_OPTIONS = 4
+_BLOCK = 1_000
+"""Questions drawn at once; bounds the memory."""
 _GENERATED_DRAWS = 8 + _NUM_OPTIONS
 
 
 def generated_questions(words: Words, num: int) -> Iterator[Question]:
     """`num` questions in three subjects by turns, each about another person who does not exist; nobody can know the answers, so chance is a quarter."""
     people: set[tuple[str, str]] = set()
-    stream = 0
+    first_stream = 0
     while len(people) < num:
-        draws = words.words(_GENERATED_DRAWS, stream=stream).tolist()
-        first, last, town = (_name(draws[2 * part : 2 * part + 2]) for part in range(3))
-        if (first, last) not in people:
-            subject = list(_SUBJECTS)[len(people) % len(_SUBJECTS)]
-            people.add((first, last))
-            yield _generated(subject, first.capitalize(), f"{last}en".capitalize(), f"{town}wick".capitalize(), draws[6:], stream)
-        stream += 1
+        streams = np.arange(first_stream, first_stream + _BLOCK, dtype=np.uint64)
+        drawn = words64(words.key, np.arange(_GENERATED_DRAWS, dtype=np.uint64)[None, :], streams[:, None])
+        for draws in drawn.tolist():
+            first, last, town = (_name(draws[2 * part : 2 * part + 2]) for part in range(3))
+            if (first, last) not in people and len(people) < num:
+                subject = list(_SUBJECTS)[len(people) % len(_SUBJECTS)]
+                people.add((first, last))
+                yield _generated(subject, first.capitalize(), f"{last}en".capitalize(), f"{town}wick".capitalize(), draws[6:])
+        first_stream += _BLOCK
 
 
 def _name(draws: Sequence[int]) -> str:
     return "".join(_SYLLABLES[draw % len(_SYLLABLES)] for draw in draws)
 
 
-def _generated(subject: str, first: str, last: str, town: str, draws: Sequence[int], number: int) -> Question:
+def _generated(subject: str, first: str, last: str, town: str, draws: Sequence[int]) -> Question:
     """One question; its options are distinct things, each with a quality of its own."""
     pattern, things = _SUBJECTS[subject]
     season, turn, qualities = _SEASONS[draws[0] % len(_SEASONS)], draws[1], draws[2:]
     chosen = [things[(turn + index) % len(things)] for index in range(_NUM_OPTIONS)]
     options = [_described(_QUALITIES[draw % len(_QUALITIES)], thing) for draw, thing in zip(qualities, chosen, strict=False)]
     question = pattern.format(first=first, last=last, town=town, season=season)
-    return _question(subject, _Read(f"Question: {question}\n{ANSWER}", options, 0), "char", f"generated question {number}")
+    return _question(subject, _Read(f"Question: {question}\n{ANSWER}", options, 0), "char")
 
 
 def _described(quality: str, thing: str) -> str:

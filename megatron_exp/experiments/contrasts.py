@@ -3,16 +3,20 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from megatron_exp.experiments.frames import Frame
 from megatron_exp.experiments.protocol import Score
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.differences import stratified_mean_difference
-from megatron_exp.statistics.normal import NO_INTERVAL, Side, smallest_detectable_effect
+from megatron_exp.statistics.differences import MeanDifference, stratified_mean_difference
+from megatron_exp.statistics.normal import NO_INTERVAL, Interval, Side, smallest_detectable_effect
 from megatron_exp.statistics.ranks import stratified_rank_sum
 from megatron_exp.statistics.roc import auc_interval
 
 Measure = Literal["difference", "auc"]
+
+_SMALLEST_GROUP = 10
+"""A smaller group's own variance is not relied on."""
 
 
 class Units(NamedTuple):
@@ -81,8 +85,21 @@ def _measured(units: Units, measure: Measure, side: Side) -> tuple[float, float,
     words = Words.of(0, "no draws")
     if measure == "difference":
         means = stratified_mean_difference(*units, side, words, num_draws=0)
-        return means.difference, *means.interval, means.standard_error
+        return means.difference, *_interval(units, means), means.standard_error or float("nan")
     ranks = stratified_rank_sum(*units, side, words, num_draws=0)
     num_treated = int(units.treated.sum())
     interval = auc_interval(ranks.auc, num_treated, len(units.values) - num_treated) if np.isfinite(ranks.auc) else NO_INTERVAL
     return ranks.auc, *interval, ranks.standard_error
+
+
+def _interval(units: Units, means: MeanDifference) -> Interval:
+    """That of the difference; in a small group, whose own spread says little, from the spread over both groups.
+
+    None where all values are equal: at a floor or a ceiling no spread is seen, and an interval of no width would claim certainty.
+    """
+    if not np.isfinite(means.difference) or np.ptp(units.values) == 0:
+        return NO_INTERVAL
+    if min(units.treated.sum(), (~units.treated).sum()) >= _SMALLEST_GROUP:
+        return means.interval
+    half = float(stdtrit(max(len(units.values) - 2, 1), 0.975)) * means.standard_error
+    return Interval(means.difference - half, means.difference + half)

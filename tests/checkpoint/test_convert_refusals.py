@@ -111,6 +111,15 @@ def test_an_index_that_leads_out_of_its_directory_is_refused(copies, name):
         from_huggingface(copies / "sharded", copies / "made")
 
 
+def test_a_model_of_links_as_in_the_hub_s_cache_is_read(copies):
+    (copies / "blobs").mkdir()
+    for number, path in enumerate((copies / "sharded").iterdir()):
+        path.rename(copies / "blobs" / str(number))
+        path.symlink_to(f"../blobs/{number}")
+    from_huggingface(copies / "sharded", copies / "made")
+    assert catalogue.verify_checkpoint(copies / "made") == []
+
+
 def test_a_shard_that_is_missing_cut_short_or_of_another_model_is_named(copies):
     shards = sorted((copies / "sharded").glob("*.safetensors"))
     index = copies / "sharded" / "model.safetensors.index.json"

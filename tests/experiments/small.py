@@ -1,8 +1,10 @@
-"""The four experiments at a size for tests, in both designs where there are two."""
+"""The experiments at a size for tests, in both designs where there are two."""
 
 from megatron_exp.experiments.forgetting_curves import ForgettingCurves
 from megatron_exp.experiments.gaussian_watermarks import GaussianWatermarks
+from megatron_exp.experiments.iid_replacements import IidReplacements
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
+from megatron_exp.experiments.placebo import Placebo
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 
 DIALOGUES = {"num_per_condition": 12, "num_held_out": 16, "min_tokens": 40, "max_tokens": 60, "suffix_lengths": (1, 8)}
@@ -16,6 +18,8 @@ SMALL = {
     "forgetting": ForgettingCurves(),
     "watermarks": GaussianWatermarks(fraction=0.05),
     "watermarks-paper": GaussianWatermarks(fraction=0.05, design="paper"),
+    "iid": IidReplacements(scale=2),
+    "placebo": Placebo(),
 }
 
 SMALLEST = {
@@ -23,5 +27,7 @@ SMALLEST = {
     "poisoning": PretrainingPoisoning(**CHATS | {"num_evaluation_prompts": 2, "num_never_trained": 25}, denial_of_service=0),
     "forgetting": ForgettingCurves(offsets=(0, 1), grid_points=0),
     "watermarks": GaussianWatermarks(fraction=0.01),
+    "iid": IidReplacements(),
+    "placebo": Placebo(num_tests=4),
 }
 """For tests that repeat the analysis many times."""

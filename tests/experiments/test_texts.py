@@ -82,7 +82,7 @@ def test_as_many_copies_are_placed_as_dealt_inside_the_window(tmp_path):
     copies = Counter(design.insertions["item"].to_pylist())
     assert copies == {item.item: item.metadata["copies"] for item in design.items if item.role == "treated"}
     steps = design.insertions["step"].to_numpy()
-    assert 200 <= steps.min() and steps.max() < 300
+    assert steps.min() >= 200 and steps.max() < 300
 
 
 def test_a_share_of_the_clusters_is_held_out_as_asked(tmp_path):
@@ -174,7 +174,10 @@ BAD_LINES = [
     ({"id": True, "text": "abc"}, r"line 161: `id` is True"),
     ({"id": "river-4", "text": "abc"}, r"line 161: the id 'river-4' is that of line 5 already"),
     ({"id": "new", "text": "River 4 ends in Lake 28."}, r"line 161: it inserts the same tokens as line 5"),
-    ({"id": "new", "text": "abc", "cluster": "cluster-0-0", "group": "group-1"}, r"line 161: its cluster is in group 'group-1' here and in"),
+    (
+        {"id": "new", "text": "abc", "cluster": "cluster-0-0", "group": "group-1"},
+        r"line 161: its cluster is in group 'group-1' here and in",
+    ),
     ({"id": "new", "text": "long " * 200}, r"line 161: it has 1002 tokens to insert, EOS included, but a slot holds 512; shorten it"),
     ({"id": "new", "text": "abc", "token_ids": [1, 2]}, r"line 161: it has both `text` and `token_ids`"),
     ({"id": "new", "token_ids": [1, 512]}, r"line 161: `token_ids` holds 512, which is no id of the vocabulary of 512"),
