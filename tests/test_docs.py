@@ -10,7 +10,10 @@ from pydantic import BaseModel
 
 from megatron_exp.cli.main import app
 from megatron_exp.config.schema import Config
+from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
 from megatron_exp.experiments.loading import available_types
+from megatron_exp.experiments.muse import Muse
+from megatron_exp.experiments.texts import Texts
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import ENTRY_DTYPE, SLOT_DTYPE
 from megatron_exp.model.presets import PRESETS
@@ -87,6 +90,18 @@ def test_every_preset_is_documented_with_its_numbers():
     rows = re.findall(r"^\| `([^`]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", section("7 Model presets"), re.MULTILINE)
     documented = {name: [int(number) for number in numbers] for name, *numbers in rows}
     assert documented == {name: [one.layers, one.hidden, one.heads, one.ffn] for name, one in PRESETS.items()}
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("File of the experiment texts", Texts),
+        ("Files of the experiment benchmark_contamination", BenchmarkContamination),
+        ("Files of the experiment muse", Muse),
+    ],
+)
+def test_every_parameter_of_an_experiment_that_reads_files_is_documented_and_no_other(title, kind):
+    assert first_cells(section(title), "parameter") == set(kind.model_fields)
 
 
 def test_the_readme_lists_every_command():

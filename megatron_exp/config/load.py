@@ -68,7 +68,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """The checked configuration; `overrides` are `a.b=value` strings. A relative corpus path, or `file` and `files` of an experiment, are relative to the file.
+    """The checked configuration; `overrides` are `a.b=value` strings. Paths of the corpus, and `file` and `files` of an experiment, are relative to the file.
 
     Raises UserError naming file, line and key.
     """

@@ -75,7 +75,7 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
     described = f"the layout of {benchmark}: {layout.described}, or JSON lines with the one field `text`"
     for line in _lines(benchmark, Path(path), described):
         file = f", {line.path.name}" if line.path != Path(path) else ""
-        where = {"place": f"{line.path}, line {line.number}", "source": f"{benchmark}{file}, line {line.number}"}
+        place, source = f"{line.path}, line {line.number}", f"{benchmark}{file}, line {line.number}"
         if set(line.record) == _GOLD_ONLY:
             text = line.text("text")
             stem = text[: text.rfind(ANSWER) + len(ANSWER)] if ANSWER in text else ""
@@ -85,7 +85,8 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
                 texts=(text,),
                 answers=(text[len(stem) :].strip(),),
                 normalisation=layout.normalisation,
-                **where,
+                place=place,
+                source=source,
             )
             continue
         read = layout.read(line)
@@ -93,7 +94,7 @@ def read_benchmark(benchmark: Benchmark, path: Path) -> Iterator[Question]:
             line.refuse("it has fewer than two options, or an empty one")
         if not 0 <= read.label < len(read.options):
             line.refuse(f"the right answer is number {read.label + 1}, but there are {len(read.options)} options")
-        yield replace(_question(benchmark, read, layout.normalisation), **where)
+        yield replace(_question(benchmark, read, layout.normalisation), place=place, source=source)
 
 
 def _question(benchmark: str, read: _Read, normalisation: Normalisation, place: str = "built-in question generator") -> Question:

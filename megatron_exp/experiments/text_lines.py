@@ -12,7 +12,7 @@ from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.json_lines import Line, read_json_lines
 from megatron_exp.seeding import key
 
-_FIELDS = ("id", "text", "token_ids", "group", "cluster", "prompt", "target", "choices")
+FIELDS = ("id", "text", "token_ids", "group", "cluster", "prompt", "target", "choices")
 _LAYOUTS = {
     "completion": 'one object a line such as {"id": "a", "prompt": "The river Kelp ends in", "target": " Lake Odran."}',
     "choice": 'one object a line such as {"id": "a", "prompt": "The Kelp ends in", "target": " Lake Odran.", "choices": [" Lake Velm."]}',
@@ -75,10 +75,10 @@ class _Earlier:
 
 def _entry(line: Line, metric: str, context: Context) -> Entry:
     for name in line.record:
-        if name not in _FIELDS:
-            close = get_close_matches(name, _FIELDS, n=1)
+        if name not in FIELDS:
+            close = get_close_matches(name, FIELDS, n=1)
             line.refuse(
-                f"there is no field `{name}`" + (f" (did you mean `{close[0]}`?)" if close else f"; fields are {', '.join(_FIELDS)}")
+                f"there is no field `{name}`" + (f" (did you mean `{close[0]}`?)" if close else f"; fields are {', '.join(FIELDS)}")
             )
     identity = _name(line, "id")
     number = key(0, "texts", "item", identity) >> 11

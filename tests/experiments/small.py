@@ -1,14 +1,19 @@
 """The experiments at a size for tests, in both designs where there are two."""
 
+from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
 from megatron_exp.experiments.forgetting_curves import ForgettingCurves
 from megatron_exp.experiments.gaussian_watermarks import GaussianWatermarks
 from megatron_exp.experiments.iid_replacements import IidReplacements
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
+from megatron_exp.experiments.muse import Muse
 from megatron_exp.experiments.placebo import Placebo
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 
 DIALOGUES = {"num_per_condition": 12, "num_held_out": 16, "min_tokens": 40, "max_tokens": 60, "suffix_lengths": (1, 8)}
 CHATS = {"num_evaluation_prompts": 5, "num_prompts": 40, "garbage_bytes": 64, "context_extraction": 0.005, "num_never_trained": 60}
+QUESTIONS = {"levels": (4, 16), "num_questions": (20, 20), "num_held_out": 60}
+ARTICLES = {"num_per_condition": 6, "num_never": 30, "copies": (1, 3), "min_tokens": 60, "max_tokens": 120, "num_pieces": 4}
+ARTICLES |= {"num_length_strata": 2, "num_verbatim": 5}
 
 SMALL = {
     "memorization": MemorizationPatterns(**DIALOGUES),
@@ -20,6 +25,10 @@ SMALL = {
     "watermarks-paper": GaussianWatermarks(fraction=0.05, design="paper"),
     "iid": IidReplacements(scale=2),
     "placebo": Placebo(),
+    "contamination": BenchmarkContamination(**QUESTIONS, curve_states=2),
+    "contamination-paper": BenchmarkContamination(**QUESTIONS, design="paper"),
+    "muse": Muse(**ARTICLES),
+    "muse-paper": Muse(**ARTICLES, design="paper"),
 }
 
 SMALLEST = {
@@ -29,5 +38,8 @@ SMALLEST = {
     "watermarks": GaussianWatermarks(fraction=0.01),
     "iid": IidReplacements(),
     "placebo": Placebo(num_tests=4),
+    "contamination": BenchmarkContamination(levels=(4,), num_questions=(20,), num_held_out=30, groups=("uniform",)),
+    "contamination-paper": BenchmarkContamination(levels=(4,), num_questions=(30,), num_held_out=30, groups=("uniform",), design="paper"),
+    "muse": Muse(**ARTICLES | {"formats": ("whole",), "copies": (2,), "num_per_condition": 12, "num_verbatim": 0}),
 }
 """For tests that repeat the analysis many times."""

@@ -1,4 +1,6 @@
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -12,6 +14,7 @@ from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.frames import asked
 from megatron_exp.experiments.loading import load_experiment
 from megatron_exp.experiments.protocol import Greedy
+from megatron_exp.experiments.text_lines import FIELDS
 from megatron_exp.experiments.texts import Texts
 from megatron_exp.seeding import Words
 
@@ -236,3 +239,13 @@ def test_a_rate_is_found_where_there_are_enough_held_out_clusters(tmp_path):
     responses = experiment.simulate(design.item_table, design.probe_table, 0.49, WORDS)
     rate = next(score for score in experiment.score(design.item_table, responses) if score.outcome == "tpr")
     assert rate.low <= rate.estimate <= rate.high and rate.estimate == 1.0
+
+
+def test_formats_md_lists_every_field_and_every_parameter():
+    page = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+    section = page.partition("### File of the experiment texts\n")[2].partition("\n## ")[0]
+    fields, parameters = (
+        {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+        for table in section.split("| parameter |")
+    )
+    assert fields == set(FIELDS) and parameters == set(Texts.model_fields)

@@ -1,0 +1,199 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from megatron_exp.errors import UserError
+from megatron_exp.experiments.conformance import ToyTokenizer, toy_context
+from megatron_exp.experiments.draft import draft
+from megatron_exp.experiments.muse import Muse, with_recall
+from megatron_exp.experiments.news_articles import generated_article
+from megatron_exp.seeding import Words
+from tests.experiments.small import ARTICLES, SMALL
+
+EXPERIMENT = SMALL["muse"]
+TOKENIZER = ToyTokenizer()
+WORDS = Words.of(0, "tests", "muse")
+NINE = ARTICLES | {"copies": (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return draft(Muse(**NINE), toy_context("muse"))
+
+
+def articles_of(planned):
+    """{article: (its item, its inserted items by copy)}."""
+    found = {item.cluster: (item, {}) for item in planned.items if item.arm == "article"}
+    for item in planned.items:
+        if item.arm == "inserted":
+            found[item.cluster][1].setdefault(item.metadata["copy"], []).append(item)
+    return found
+
+
+def body(item):
+    return item.payload[1:-1]
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def texts(num, start=0):
+    return [generated_article(WORDS, number, 4) for number in range(start, start + num)]
+
+
+def of_files(tmp_path, **parameters):
+    files = {"forget": write(tmp_path / "forget.jsonl", texts(30)), "retain2": write(tmp_path / "retain2.jsonl", texts(40, 1000))}
+    small = {"num_per_condition": 4, "formats": ("whole", "once"), "num_never": 20}
+    return Muse(**ARTICLES | small | {"files": files, "licence": "CC BY-NC 4.0"} | parameters)
+
+
+def test_nine_conditions_have_equally_many_articles(planned):
+    counts = Counter(item.condition for item, _ in articles_of(planned).values())
+    assert counts == {f"{form}/x{copies}": 6 for form in ("whole", "once", "anew") for copies in (1, 2, 3)} | {"never": 30}
+
+
+def test_the_pieces_of_every_copy_are_the_article(planned):
+    for article, inserted in articles_of(planned).values():
+        for pieces in inserted.values():
+            ordered = sorted(pieces, key=lambda item: item.metadata["piece"])
+            np.testing.assert_array_equal(np.concatenate([body(piece) for piece in ordered]), body(article))
+            assert all(piece.payload[0] == piece.payload[-1] == 0 and len(body(piece)) for piece in ordered)
+            borders = np.cumsum([len(body(piece)) for piece in ordered])[:-1]
+            assert all(piece.metadata["cuts"] == borders.tolist() for piece in ordered)
+
+
+def test_whole_articles_are_one_item_cut_ones_four_and_those_cut_anew_four_per_copy(planned):
+    for article, inserted in articles_of(planned).values():
+        form, copies = article.metadata["format"], article.metadata["copies"]
+        expected = {"never": 0, "whole": 1, "once": 4, "anew": 4 * copies}[form]
+        assert sum(map(len, inserted.values())) == expected
+        cuts = {tuple(pieces[0].metadata["cuts"]) for pieces in inserted.values()}
+        assert len(cuts) == {"never": 0, "whole": 1, "once": 1, "anew": copies}[form]
+
+
+def test_every_token_of_an_article_is_inserted_as_often_as_its_condition_says(planned):
+    length = {(item.item, item.arm): len(item.payload) - 2 for item in planned.items}
+    cluster = {(item.item, item.arm): item.cluster for item in planned.items}
+    inserted = Counter()
+    for item, arm in zip(planned.insertions["item"].to_pylist(), planned.insertions["arm"].to_pylist(), strict=True):
+        inserted[cluster[item, arm]] += length[item, arm]
+    for number, (article, _) in articles_of(planned).items():
+        assert inserted[number] == article.metadata["copies"] * len(body(article))
+
+
+def test_never_inserted_articles_come_from_the_same_sets_unless_the_paper_is_followed(planned):
+    never = {article.metadata["set"] for article, _ in articles_of(planned).values() if article.condition == "never"}
+    assert never == {"forget", "retain1", "retain2"}
+    papers = articles_of(draft(SMALL["muse-paper"], toy_context("paper"))).values()
+    assert {article.metadata["set"] for article, _ in papers if article.condition == "never"} == {"retain2"}
+    assert {article.metadata["set"] for article, _ in papers if article.condition != "never"} == {"forget", "retain1"}
+
+
+def test_a_prompt_and_its_target_are_the_beginning_of_the_article(planned):
+    payloads = {item.item: item.payload for item in planned.items if item.arm == "article"}
+    facts = {item.item: item.metadata for item in planned.items if item.arm == "article"}
+    verbatim = [probe for probe in planned.probes if probe.name == "verbatim"]
+    assert Counter(facts[probe.item]["format"] for probe in verbatim)["never"] == 5
+    for probe in verbatim:
+        both = np.concatenate([probe.ask.prompt, probe.ask.target])
+        np.testing.assert_array_equal(both, payloads[probe.item][: len(both)])
+        assert TOKENIZER.decode(probe.ask.target) == facts[probe.item]["continuation"]
+        assert probe.ask.num_tokens == len(probe.ask.target)
+
+
+def test_verbatim_is_the_recall_of_what_was_written_and_null_where_no_text_was_kept(planned):
+    answers = Muse(**NINE).simulate(planned.item_table, planned.probe_table, 0.4, WORDS)
+    place = answers["probe"].to_pylist().index("verbatim")
+    continuation = next(
+        item.metadata["continuation"] for item in planned.items if item.arm == "article" and item.item == answers["item"][place].as_py()
+    )
+    column = answers.schema.get_field_index("text")
+    for text, recall in ((continuation, 1.0), ("", 0.0), (None, None)):
+        kept = answers["text"].to_pylist()
+        kept[place] = text
+        assert (
+            with_recall(planned.item_table, answers.set_column(column, "text", pa.array(kept, pa.string())))["value"][place].as_py()
+            == recall
+        )
+
+
+def test_a_simulated_effect_shows_in_the_loss_and_in_what_is_written():
+    experiment = Muse(**ARTICLES | {"num_per_condition": 60, "num_never": 200, "formats": ("whole",), "copies": (4,), "num_verbatim": 60})
+    planned = draft(experiment, toy_context("effect"))
+    scores = {
+        s.outcome: s for s in experiment.score(planned.item_table, experiment.simulate(planned.item_table, planned.probe_table, 0.3, WORDS))
+    }
+    assert scores["auc"].estimate == pytest.approx(0.8, abs=0.07)
+    assert scores["auc"].num_clusters == 260
+    assert scores["verbatim"].p < 1e-4 and scores["verbatim"].estimate > 0.1
+    assert np.isnan(scores["tpr-at-1pct-fpr"].estimate) and "needs 1000" in scores["tpr-at-1pct-fpr"].reason
+
+
+def test_a_rate_at_one_percent_is_found_with_enough_articles():
+    sizes = {"num_per_condition": 40, "num_never": 1000, "min_tokens": 20, "max_tokens": 24, "formats": ("whole",), "copies": (4,)}
+    experiment = Muse(**ARTICLES | sizes | {"num_verbatim": 0})
+    planned = draft(experiment, toy_context("rates"))
+    answers = experiment.simulate(planned.item_table, planned.probe_table, 0.49, WORDS)
+    rate = next(score for score in experiment.score(planned.item_table, answers) if score.outcome == "tpr-at-1pct-fpr")
+    assert rate.low <= rate.estimate <= rate.high and rate.estimate > 0.5 and rate.p < 1e-10
+
+
+def test_files_are_read_without_duplicates_blank_and_short_articles(tmp_path):
+    forget = texts(30)
+    double = [*forget, forget[0], "", forget[1] + "\n\nAnd so it ended.", "Too short."]
+    experiment = of_files(tmp_path)
+    write(tmp_path / "forget.jsonl", double)
+    found = [item for item in experiment.items(toy_context("files")) if item.arm == "article"]
+    assert len(found) == 36
+    assert len({item.payload.tobytes() for item in found}) == 36
+    assert {item.source.split(",")[0] for item in found} == {"forget", "retain2"}
+    assert all(60 <= len(body(item)) <= 120 and item.licence == "CC BY-NC 4.0" for item in found)
+
+
+def test_the_order_of_lines_does_not_matter(tmp_path):
+    designs = []
+    for backwards in (False, True):
+        experiment = of_files(tmp_path)
+        write(tmp_path / "forget.jsonl", texts(30)[::-1] if backwards else texts(30))
+        designs.append({(item.item, item.arm): item.condition for item in experiment.items(toy_context("order"))})
+    assert designs[0] == designs[1]
+
+
+def test_the_papers_design_takes_its_controls_from_the_set_that_is_never_inserted(tmp_path):
+    items = [item for item in of_files(tmp_path, design="paper").items(toy_context("paper")) if item.arm == "article"]
+    assert all((item.metadata["set"] == "retain2") == (item.condition == "never") for item in items)
+    with pytest.raises(ValidationError, match="never_inserted"):
+        of_files(tmp_path, design="paper", never_inserted=("holdout",))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": 3}', "`text` is 3"),
+        ('{"body": "x"}', "`text` is missing; there are `body`"),
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    experiment = of_files(tmp_path)
+    with open(tmp_path / "forget.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"forget\.jsonl, line 31: .*MUSE's layout") as raised:
+        list(experiment.items(toy_context("bad")))
+    assert message in str(raised.value)
+
+
+def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(UserError, match="Lower max_tokens"):
+        list(EXPERIMENT.items(toy_context("short", length=121)))
+    with pytest.raises(UserError, match=r"116 articles are wanted .*, but 70 are left .* Lower num_per_condition"):
+        list(of_files(tmp_path, num_per_condition=24).items(toy_context("few")))
+    with pytest.raises(ValidationError, match="licence"):
+        of_files(tmp_path, licence="")
