@@ -9,7 +9,8 @@ Formats, `{a}` being an option:
     HellaSwag                               "{activity}: {context} {a}"
     WinoGrande                              the sentence with {a} in its gap
 
-Every reader also takes the gold texts of its format alone: JSON lines with the one field `text`.
+Every reader also takes the gold texts of its format alone: JSON lines with the one field `text`. Where no "Answer:" stands in such a text
+(HellaSwag, WinoGrande) all of it is the answer.
 """
 
 import csv

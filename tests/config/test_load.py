@@ -68,3 +68,13 @@ def test_a_missing_file_and_wrong_encoding_are_clear(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("name: é\n".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
         load_config(tmp_path / "latin.yaml")
+
+
+def test_files_of_an_experiment_are_found_beside_the_configuration(tmp_path):
+    text = (
+        MINIMAL
+        + "experiments:\n- {name: a, type: muse, files: {forget: data/a.jsonl, retain1: /else/b.jsonl}}\n- {name: b, type: texts, file: c.jsonl}\n"
+    )
+    articles, texts = load(tmp_path, text).experiments
+    assert articles.parameters["files"] == {"forget": str(tmp_path / "data/a.jsonl"), "retain1": "/else/b.jsonl"}
+    assert texts.parameters["file"] == str(tmp_path / "c.jsonl")

@@ -243,7 +243,7 @@ def test_a_rate_is_found_where_there_are_enough_held_out_clusters(tmp_path):
 
 def test_formats_md_lists_every_field_and_every_parameter():
     page = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
-    section = page.partition("### File of the experiment texts\n")[2].partition("\n## ")[0]
+    section = page.partition("### File of the experiment texts\n")[2].partition("\n##")[0]
     fields, parameters = (
         {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
         for table in section.split("| parameter |")
