@@ -55,7 +55,7 @@ experiments:
   - name: forgetting              # twelve batches swapped in once, against twelve of the same pool that are not
     type: forgetting_curves
     num_batches: 12
-    offsets: [0, 1, 2, 5, 10, 20]
+    offsets: [0, 1, 5, 20]
     grid_points: 2
   - name: watermark               # noise on the embeddings of some slots, against fresh noise
     type: gaussian_watermarks
