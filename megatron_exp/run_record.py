@@ -10,6 +10,7 @@ import orjson
 
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
+from megatron_exp.manifest.reader import Manifest
 
 RECORD_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
 SCHEMA_VERSION = 1
@@ -104,6 +105,16 @@ class RunRecord:
     @property
     def manifest_fingerprint(self) -> str:
         return self.record["manifest"]["fingerprint"]
+
+    def open_manifest(self) -> Manifest:
+        """The manifest the run was trained on; UserError where another lies in its place."""
+        manifest = Manifest.open(self.manifest_path)
+        if manifest.fingerprint != self.manifest_fingerprint:
+            raise UserError(
+                f"The run {self.path} was trained on a manifest with fingerprint {self.manifest_fingerprint[:12]}, but {manifest.path} now has "
+                f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
+            )
+        return manifest
 
     @property
     def num_steps(self) -> int:

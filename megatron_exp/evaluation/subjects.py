@@ -32,12 +32,7 @@ class Subject:
 def open_run(run_dir: Path) -> tuple[Subject, Manifest]:
     """The run and its manifest; UserError where the manifest is no longer the one it was trained on."""
     record = RunRecord.open(run_dir)
-    manifest = Manifest.open(record.manifest_path)
-    if manifest.fingerprint != record.manifest_fingerprint:
-        raise UserError(
-            f"The run {record.path} was trained on a manifest with fingerprint {record.manifest_fingerprint[:12]}, but {manifest.path} now has "
-            f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
-        )
+    manifest = record.open_manifest()
     return Subject("run", record, dict(list_checkpoints(record.path))), manifest
 
 

@@ -33,13 +33,7 @@ class Target:
             raise UserError(f"{self.path} is a corpus: it has text, but no steps, items or experiments. Give a manifest or a run.")
         if self.run is None:
             return Manifest.open(self.path)
-        manifest = Manifest.open(self.run.manifest_path)
-        if manifest.fingerprint != self.run.manifest_fingerprint:
-            raise UserError(
-                f"The run {self.path} was trained on a manifest with fingerprint {self.run.manifest_fingerprint[:12]}, but {manifest.path} now has "
-                f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
-            )
-        return manifest
+        return self.run.open_manifest()
 
     @cached_property
     def corpus(self) -> Corpus:

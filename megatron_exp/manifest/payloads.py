@@ -40,10 +40,6 @@ class PayloadStore:
             self._writer.add(np.asarray(tokens, dtype=np.int32))
         return number
 
-    def hash_of(self, number: int) -> bytes:
-        """Hash of a stored sequence."""
-        return self._hashes()[number]
-
     def _hashes(self) -> list[bytes]:
         return list(self._numbers)
 

@@ -71,12 +71,7 @@ class Inputs:
 def gather(run_dir: Path, against: Path | None) -> Inputs:
     """Open everything; UserError where a part is missing, damaged, or belongs to another run."""
     run = RunRecord.open(run_dir)
-    manifest = Manifest.open(run.manifest_path)
-    if manifest.fingerprint != run.manifest_fingerprint:
-        raise UserError(
-            f"The run {run.path} was trained on a manifest with fingerprint {run.manifest_fingerprint[:12]}, but {manifest.path} now has "
-            f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
-        )
+    manifest = run.open_manifest()
     twin = _twin(run, against) if against is not None else None
     return Inputs(run=run, twin=twin, manifest=manifest, results=read_results(run))
 
