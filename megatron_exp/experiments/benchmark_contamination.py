@@ -48,7 +48,7 @@ from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span, Window
+from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span
 from megatron_exp.seeding import Words, key
 
 Positive = Annotated[int, Field(gt=0)]
@@ -178,13 +178,8 @@ class BenchmarkContamination(Experiment):
         """All copies of the inserted questions, over the whole run or in the window."""
         for item in items:
             if item.role == "treated":
-                where = Window(0, context.geometry.steps) if item.condition.startswith("uniform/") else self._window(context)
+                where = context.window((0.0, 1.0) if item.condition.startswith("uniform/") else self.window)
                 yield Request(item=item.item, kind="tokens", where=where, copies=item.metadata["copies"])
-
-    def _window(self, context: Context) -> Window:
-        steps = context.geometry.steps
-        first = min(int(self.window[0] * steps), steps - 1)
-        return Window(first, max(first + 1, round(self.window[1] * steps)))
 
     def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
         """`gold` and `wrong-1`, ...: the options, in the final state; `.../unconditional` after "Answer:" alone; `curve`: gold over training."""

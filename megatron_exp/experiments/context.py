@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_exp.config.schema import Seeds
 from megatron_exp.errors import UserError
+from megatron_exp.experiments.windows import Window
 from megatron_exp.seeding import Words, words64
 from megatron_exp.stream.slot import Geometry, Slot
 
@@ -94,6 +95,10 @@ class Context:
     def take_pool(self, purpose: str, num: int) -> np.ndarray:
         """uint64 [num]: pool slots that belong to this experiment alone."""
         return self.pool.take(self.experiment, purpose, num)
+
+    def window(self, fractions: Sequence[float]) -> Window:
+        """The steps of a part of this run given as two fractions (`Window.of_fractions`)."""
+        return Window.of_fractions(fractions, self.geometry.steps)
 
     def base_rate(self, payload: np.ndarray) -> float | None:
         """How often the n-grams of a payload (int32 ids as inserted) stand in the base corpus, per million of its tokens.

@@ -35,7 +35,7 @@ from scipy.special import ndtri
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span, Window
+from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span
 from megatron_exp.seeding import Words, multiply_high, words64
 from megatron_exp.statistics.normal import NO_INTERVAL, Side, quantile, smallest_detectable_effect, standard_error
 from megatron_exp.statistics.ranks import stratified_rank_sum
@@ -180,8 +180,7 @@ class MemorizationPatterns(Experiment):
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """As many independent copies of each inserted dialogue as it was dealt."""
-        steps = context.geometry.steps
-        window = Window(int(self.window[0] * steps), max(int(self.window[0] * steps) + 1, round(self.window[1] * steps)))
+        window = context.window(self.window)
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=window, copies=item.metadata["copies"])

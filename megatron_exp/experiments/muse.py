@@ -47,7 +47,7 @@ from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.news_articles import Article, generated_article, read_articles
-from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score, Window
+from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score
 from megatron_exp.seeding import Words, key, words64
 from megatron_exp.statistics.roc import tpr_at_fpr, tpr_interval, tpr_p
 from megatron_exp.statistics.rouge import rouge_l_recall
@@ -220,9 +220,7 @@ class Muse(Experiment):
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """Every whole article and every piece that is cut once, as often as its condition says; every piece of a copy cut anew, once."""
-        steps = context.geometry.steps
-        first = min(int(self.window[0] * steps), steps - 1)
-        window = Window(first, max(first + 1, round(self.window[1] * steps)))
+        window = context.window(self.window)
         for item in items:
             if item.role == "treated":
                 copies = 1 if item.metadata["format"] == "anew" else item.metadata["copies"]

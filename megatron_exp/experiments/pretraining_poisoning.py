@@ -34,7 +34,7 @@ from pydantic import Field, model_validator
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Role, Score, Span, Window
+from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Role, Score, Span
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.ranks import rank_among_controls, smallest_detectable_rank_effect
 
@@ -250,8 +250,7 @@ class PretrainingPoisoning(Experiment):
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """The copies of each poisoned document, anywhere in the window."""
-        steps = context.geometry.steps
-        window = Window(int(self.window[0] * steps), max(int(self.window[0] * steps) + 1, round(self.window[1] * steps)))
+        window = context.window(self.window)
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=window, copies=item.metadata["copies"])

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.windows import Window
 from megatron_exp.seeding import Words
 
 Role = Literal["treated", "control", "probe-only"]
@@ -57,14 +58,6 @@ class Item:
     licence: str
     sensitive: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Anywhere in the steps [start, end), uniformly, every copy independent of the others."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import Measure, contrast_score, units_of
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score, Window
+from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score
 from megatron_exp.experiments.text_lines import read_entries
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.roc import tpr_at_fpr, tpr_interval, tpr_p
@@ -154,9 +154,7 @@ class Texts(Experiment):
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """The copies of every inserted text, anywhere in the window."""
-        steps = context.geometry.steps
-        first = min(int(self.window[0] * steps), steps - 1)
-        where = Window(first, max(first + 1, round(self.window[1] * steps)))
+        where = context.window(self.window)
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=where, copies=item.metadata["copies"])
