@@ -1,6 +1,6 @@
 """Reading a run directory: its record (run.json) and its history (metrics.jsonl). No torch, no model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,12 @@ class RunRecord:
         return manifest
 
     @property
+    def pairing(self) -> dict[str, Any]:
+        """What a twin of this run agrees with it in, by name."""
+        identity = self.record["identity"]
+        return pairing(self.record["config"], self.record["corpus"]["fingerprint"], identity["model"], identity["training"])
+
+    @property
     def num_steps(self) -> int:
         """Planned updates."""
         return int(self.record["config"]["geometry"]["steps"])
@@ -133,6 +139,25 @@ class RunRecord:
         """The measurements so far; empty where training has not written any."""
         path = self.path / METRICS_NAME
         return read_history(path) if path.exists() else History((), 0)
+
+
+def pairing(config: Mapping[str, Any], corpus: str, model: str, training: str) -> dict[str, Any]:
+    """What a run and its twin must agree in, by name; the manifest need not be the same.
+
+    Args:
+        config: the resolved configuration, as in run.json.
+        corpus: fingerprint of the corpus.
+        model: fingerprint of shape and initialisation (`identity.model` of run.json).
+        training: fingerprint of precision, schedule and optimizer (`identity.training`).
+    """
+    sources = {name: value for name, value in config["corpus"].items() if name != "path"}
+    return {
+        "corpus": corpus,
+        "geometry": config["geometry"],
+        "order": [config["seeds"]["order"], sources, config["pool"]],
+        "model or initialisation": model,
+        "training": training,
+    }
 
 
 def read_history(path: Path) -> History:

@@ -54,18 +54,24 @@ def config_of(shape: ModelShape, dtype: str, token_ids: Mapping[str, Any], ours:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a model directory; UserError where it is missing, damaged or of another architecture."""
-    path = require_file(Path(directory) / CONFIG_NAME, f"the configuration of a Hugging Face {ARCHITECTURE}")
-    try:
-        config = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). It is damaged: copy the model again.") from error
-    found = config.get("architectures") if isinstance(config, dict) else None
+    path = Path(directory) / CONFIG_NAME
+    config = read_json(path)
+    found = config.get("architectures")
     if found != [ARCHITECTURE]:
         raise UserError(
             f"{path} names the architecture {found}, and only {ARCHITECTURE} can be converted: other models have other layers, for which there is no "
             "place here. Give an OLMo-2 model."
         )
     return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a model's config.json, whatever its architecture; UserError where it is missing or damaged."""
+    try:
+        config = orjson.loads(require_file(path, f"the configuration of a Hugging Face {ARCHITECTURE}").read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). It is damaged: copy the model again.") from error
+    return config if isinstance(config, dict) else {}
 
 
 def shape_of(config: Mapping[str, Any], directory: Path) -> ModelShape:

@@ -93,8 +93,14 @@ def plan(
     diff: Annotated[Path | None, typer.Option(help="An older manifest: list the insertions that moved.")] = None,
     extends: Annotated[Path | None, typer.Option(help="An older manifest: keep all its rows, and only add experiments.")] = None,
     base_rates: Annotated[Path | None, typer.Option(help="What `search CORPUS --payloads MANIFEST --out FILE` found.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The twin (RUN), a checkpoint or a Hugging Face directory, for experiments that need a trained model; or a manifest: its answers."),
+    ] = None,
+    reference_step: Annotated[int | None, typer.Option(help="State of the reference; default: its newest checkpoint.")] = None,
 ) -> None:
     """Place all experiments and write the manifest."""
+    from megatron_exp.cli.reference import opened_reference
     from megatron_exp.config.load import load_config
     from megatron_exp.manifest.reader import Manifest
     from megatron_exp.preparation.diff import diff as compare
@@ -103,8 +109,19 @@ def plan(
     from megatron_exp.stream.slot import slot_name
 
     older = Manifest.open(diff) if diff else None
-    manifest = go(load_config(config, set_), out, Manifest.open(extends) if extends else None, base_rates)
+    loaded = load_config(config, set_)
+    with opened_reference(reference, reference_step, loaded) as (model, plans):
+        if not plans:
+            return
+        manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model)
     print_counts(manifest)
+    if waiting := manifest.record["waiting_for_reference"]:
+        console.print(
+            f"left out until there is a reference model: {', '.join(waiting)}. Train the twin on this manifest, then "
+            f"`plan {config} --out MANIFEST2 --reference TWIN --extends {out}`",
+            markup=False,
+            highlight=False,
+        )
     if older:
         for name, cell in compare(manifest, older).items():
             console.print(f"{name}: " + ", ".join(f"{number} {word}" for word, number in cell.items()), markup=False, highlight=False)

@@ -53,8 +53,11 @@ class Examiner:
         return parts
 
     def _live(self, subject: Subject, asked: Questions) -> pa.Table:
-        """What training recorded; another manifest's records answer other questions, even where they carry the same names."""
-        if subject.record.manifest_fingerprint != self.manifest.fingerprint:
+        """What training recorded. Another manifest's records answer other questions, even where they carry the same names.
+
+        The manifest that this one extends asks the same ones of its experiments, which `plan --extends` has compared.
+        """
+        if subject.record.manifest_fingerprint not in (self.manifest.fingerprint, self.manifest.record["extends"]):
             reason = f"the {subject.label} was trained with the probes of another manifest"
             return live_responses(self.probes, asked, PROBES.empty_table(), subject.label, reason)
         return live_responses(self.probes, asked, read_recorded(subject.record.path), subject.label)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_exp.checkpoint.catalogue import list_checkpoints
 from megatron_exp.errors import UserError
@@ -43,7 +43,7 @@ def open_reference(run: Subject, path: Path) -> Subject:
     questions would mean something else to it.
     """
     record = RunRecord.open(path)
-    mine, theirs = identity(run.record), identity(record)
+    mine, theirs = run.record.pairing, record.pairing
     differences = tuple(name for name in mine if mine[name] != theirs[name])
     if "corpus" in differences and _tokenizer(record) != _tokenizer(run.record):
         raise UserError(
@@ -53,19 +53,6 @@ def open_reference(run: Subject, path: Path) -> Subject:
     if not record.baseline:
         differences = (*differences, "insertions (it is no baseline)")
     return Subject("external" if differences else "twin", record, dict(list_checkpoints(record.path)), differences)
-
-
-def identity(run: RunRecord) -> dict[str, Any]:
-    """What run and twin must agree in, by name; the manifest need not be the same."""
-    config = run.record["config"]
-    corpus = {name: value for name, value in config["corpus"].items() if name != "path"}
-    return {
-        "corpus": run.record["corpus"]["fingerprint"],
-        "geometry": config["geometry"],
-        "order": [config["seeds"]["order"], corpus, config["pool"]],
-        "model or initialisation": run.record["identity"]["model"],
-        "training": run.record["identity"]["training"],
-    }
 
 
 def _tokenizer(run: RunRecord) -> str:

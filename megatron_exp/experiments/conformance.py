@@ -8,7 +8,7 @@ An empty list means the experiment may be trusted with a run; every finding is a
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -81,14 +81,15 @@ class ToyPool:
     num_slots: int
     taken: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
-    def take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
+    def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
         """uint64 [num] slot ids."""
-        first = sum(map(len, self.taken.values()))
-        if first + num > self.num_slots:
-            raise UserError(
-                f"Experiment {experiment} needs {num} pool slots for {purpose}, but {self.num_slots - first} are free. Raise pool.slots."
-            )
-        return self.taken.setdefault((experiment, purpose), np.arange(POOL + first, POOL + first + num, dtype=np.uint64))
+        if (experiment, purpose) in self.taken:
+            return self.taken[experiment, purpose]
+        away = {int(slot) for slots in self.taken.values() for slot in slots}.union(unfit)
+        free = [POOL + place for place in range(self.num_slots) if POOL + place not in away]
+        if num > len(free):
+            raise UserError(f"Experiment {experiment} needs {num} pool slots for {purpose}, but {len(free)} are free. Raise pool.slots.")
+        return self.taken.setdefault((experiment, purpose), np.array(free[:num], dtype=np.uint64))
 
 
 def toy_context(

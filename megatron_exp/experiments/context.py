@@ -1,7 +1,7 @@
 """What an experiment may ask for while it is planned. Everything is keyed by names, nothing by order."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
@@ -40,8 +40,8 @@ class TokenizerLike(Protocol):
 class PoolLike(Protocol):
     """Hands out pool slots; the same (experiment, purpose) always gets the same ones."""
 
-    def take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
-        """uint64 [num] slot ids, disjoint from all others handed out. UserError where the pool is used up."""
+    def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
+        """uint64 [num] slot ids, disjoint from all others handed out and from `unfit`. UserError where the pool is used up."""
         ...
 
 
@@ -69,13 +69,62 @@ class StreamLike(Protocol):
         ...
 
 
+class ReferenceLike(Protocol):
+    """A trained model that may be asked while planning (`megatron_exp.preparation.reference.Reference`); the same question always has the same answer."""
+
+    @property
+    def state(self) -> int | None:
+        """Updates done; None where nothing says it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        ...
+
+    def loglikelihood(self, sequences: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+        """float64 [n]: log p(sequence[start:end] | sequence[:start]) in nats; 1 <= start < end <= length."""
+        ...
+
+    def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+        """int32 [n, num_tokens]: the most likely continuation, token by token."""
+        ...
+
+    def least_likely(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+        """int32 [n, num_tokens]: the least likely next token, then the least likely after that; never a special token."""
+        ...
+
+
+class EarlierLike(Protocol):
+    """What the experiments planned before this one write (`megatron_exp.preparation.earlier.Earlier`). Only experiments that need a reference are told."""
+
+    @property
+    def replaced(self) -> np.ndarray:
+        """uint64 [n], rising: training slots whose base content is swapped out."""
+        ...
+
+    @property
+    def sources(self) -> np.ndarray:
+        """uint64 [m], rising: slots (train or pool) shown instead."""
+        ...
+
+    @property
+    def closed(self) -> np.ndarray:
+        """uint64 [k], rising: training slots whose content must stay, because of noise or a splice."""
+        ...
+
+    def payloads(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(experiment, int32 ids) of everything that is inserted."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Context:
     """The planning environment of one experiment.
 
     experiment: its name in the config. banned_tokens: ids no generator may use (padding, special tokens). stream: the base data, for
     experiments that choose slots by content (curricula, ablations); such an experiment lists "corpus" in its `needs`. base_rates: what was found
-    in the corpus, where the plan was given it.
+    in the corpus, where the plan was given it. reference, earlier: for experiments with "reference" in their `needs`, which are planned after all others.
     """
 
     experiment: str
@@ -87,14 +136,16 @@ class Context:
     banned_tokens: frozenset[int] = field(default_factory=frozenset)
     stream: StreamLike | None = None
     base_rates: BaseRatesLike | None = None
+    reference: ReferenceLike | None = None
+    earlier: EarlierLike | None = None
 
     def words(self, *names: str | int) -> Words:
         """Keyed randomness for generators, below the experiment's name and the placement seed."""
         return Words.of(self.seeds.placement, "experiment", self.experiment, *names)
 
-    def take_pool(self, purpose: str, num: int) -> np.ndarray:
-        """uint64 [num]: pool slots that belong to this experiment alone."""
-        return self.pool.take(self.experiment, purpose, num)
+    def take_pool(self, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
+        """uint64 [num]: pool slots that belong to this experiment alone, none of `unfit`."""
+        return self.pool.take(self.experiment, purpose, num, unfit)
 
     def window(self, fractions: Sequence[float]) -> Window:
         """The steps of a part of this run given as two fractions (`Window.of_fractions`)."""

@@ -19,6 +19,9 @@ from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.windows import Window
 from megatron_exp.seeding import Words
 
+_FEWEST_FORBIDDEN = 8
+"""A shorter string may stand in another payload by chance."""
+
 Role = Literal["treated", "control", "probe-only"]
 Kind = Literal["tokens", "splice", "swap", "noise", "mask"]
 Model = Literal["run", "twin"]
@@ -265,6 +268,18 @@ class Controller:
     largest_budget: int
 
 
+@dataclass(frozen=True, eq=False)
+class Forbidden:
+    """A string that no other experiment may insert. tokens: int32. what: how messages call it, such as "held-out item 17".
+
+    in_sources: nor may a slot that another experiment swaps in hold it.
+    """
+
+    tokens: np.ndarray
+    what: str
+    in_sources: bool = False
+
+
 class Experiment(BaseModel):
     """Base class of all experiments; its fields are the keys a user may write in the YAML entry.
 
@@ -280,6 +295,25 @@ class Experiment(BaseModel):
     title: ClassVar[str]
     question: ClassVar[str]
     citation: ClassVar[str]
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """`needs` of this configuration; overridden where a parameter decides."""
+        return self.needs
+
+    def kept_states(self, num_steps: int) -> tuple[int, ...]:
+        """Model states this experiment will ask about, known before a reference is there: the twin keeps its checkpoints of them."""
+        del num_steps
+        return ()
+
+    def forbidden(self, items: Sequence[Item]) -> Iterator[Forbidden]:
+        """What no other experiment may insert, or this one's contrast would be spoiled. Default: the control items, EOS at their ends left out.
+
+        Payloads of fewer than eight tokens are no finger print of an item and are not declared.
+        """
+        for item in items:
+            if item.role == "control" and item.payload is not None and len(inner := item.payload[1:-1]) >= _FEWEST_FORBIDDEN:
+                yield Forbidden(inner, f"its control item {item.item} ({item.condition})")
 
     def items(self, context: Context) -> Iterator[Item]:
         """All items with their arms, roles, strata and clusters; the assignment comes from `context.assign`."""

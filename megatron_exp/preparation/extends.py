@@ -10,13 +10,14 @@ from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.preparation.diff import differs, match
+from megatron_exp.preparation.order import Order, comparable, placed_names
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
 
 _MOST_NAMED = 5
 
 
-def require_same_frame(config: Config, corpus: Corpus, stream: Stream, older: Manifest) -> None:
+def require_same_frame(config: Config, corpus: Corpus, stream: Stream, older: Manifest, order: Order) -> None:
     """UserError unless corpus, geometry, seeds and order are those of `older`, and its experiments come first, as they were."""
     older.check_corpus(corpus)
     for name in ("geometry", "seeds"):
@@ -26,8 +27,9 @@ def require_same_frame(config: Config, corpus: Corpus, stream: Stream, older: Ma
             raise _refusal(older, "; ".join(changed))
     if stream.fingerprint != older.record["fingerprints"]["order"]:
         raise _refusal(older, "the order of slots is another: corpus.order, corpus.sources or pool.slots changed")
-    kept = config.experiments[: len(older.config.experiments)]
-    for number, before in enumerate(older.config.experiments):
+    placed = frozenset(placed_names(older))
+    kept = comparable(config, order, placed)
+    for number, before in enumerate(entry for entry in older.config.experiments if entry.name in placed):
         if number >= len(kept) or kept[number] != before:
             raise _refusal(
                 older,

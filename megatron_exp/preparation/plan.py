@@ -24,8 +24,11 @@ from megatron_exp.manifest.writer import table_fingerprints, write_manifest
 from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
+from megatron_exp.preparation.earlier import Earlier
 from megatron_exp.preparation.extends import require_same_frame, require_same_rows
+from megatron_exp.preparation.order import WAITING, Order, placing_order
 from megatron_exp.preparation.pool import PoolAllocator
+from megatron_exp.preparation.reference import Reference
 from megatron_exp.search.base_rates import BaseRates
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
@@ -43,7 +46,9 @@ class Designed:
     items: Sequence[Item]
 
 
-def plan(config: Config, out: Path, extends: Manifest | None = None, base_rates: Path | None = None) -> Manifest:
+def plan(
+    config: Config, out: Path, extends: Manifest | None = None, base_rates: Path | None = None, reference: Reference | None = None
+) -> Manifest:
     """Write the manifest of `config` to `out`.
 
     Args:
@@ -51,6 +56,7 @@ def plan(config: Config, out: Path, extends: Manifest | None = None, base_rates:
         out: the manifest directory to write.
         extends: an older manifest, every row of which is to be kept.
         base_rates: the result of a search for payloads (`search.base_rates`), for the items table and for experiments that ask.
+        reference: a trained model for the experiments that need one. Without it they are left out and recorded as waiting.
 
     Raises UserError, with nothing written, for every mistake in config, corpus or payloads.
     """
@@ -58,18 +64,25 @@ def plan(config: Config, out: Path, extends: Manifest | None = None, base_rates:
     corpus = Corpus.open(config.corpus.path)
     found = BaseRates.read(base_rates, corpus) if base_rates else None
     corpus.check_sizes()
+    if reference:
+        reference.begin(corpus, Path(out))
+    order = placing_order(config, extends, reference is not None)
     with durable_directory(Path(out)) as directory:
         stream = open_stream(config, corpus, make_order(config, corpus, directory))
         if extends:
-            require_same_frame(config, corpus, stream, extends)
-        designed = design(config, corpus, stream, found)
+            require_same_frame(config, corpus, stream, extends, order)
+        designed = design(config, corpus, stream, order, found, reference)
         wanted, placement = place_all(designed, stream, config)
-        _write(directory, config, corpus, stream, designed, wanted, placement, extends, found)
+        _write(directory, config, corpus, stream, designed, order, wanted, placement, extends, found, reference)
+    if reference:
+        reference.close()
     return Manifest.open(out)
 
 
-def design(config: Config, corpus: Corpus, stream: Stream, base_rates: BaseRates | None = None) -> list[Designed]:
-    """Items of all experiments, disabled ones too (they keep their places)."""
+def design(
+    config: Config, corpus: Corpus, stream: Stream, order: Order, base_rates: BaseRates | None = None, reference: Reference | None = None
+) -> list[Designed]:
+    """Items of all experiments that are placed, disabled ones too (they keep their places), in the order of placement."""
     tokenizer = corpus.tokenizer()
     validation = config.training.validation.slots
     if validation > stream.pool_slots:
@@ -77,9 +90,10 @@ def design(config: Config, corpus: Corpus, stream: Stream, base_rates: BaseRates
             f"training.validation.slots is {validation}, but pool.slots is {stream.pool_slots}. Validation uses the pool: enlarge it."
         )
     pool = PoolAllocator(stream.pool_slots, validation, config.seeds.placement)
-    designed = []
-    for entry in config.experiments:
+    designed: list[Designed] = []
+    for entry in order.entries:
         experiment = load_experiment(entry)
+        told = entry.name in order.needing
         context = Context(
             experiment=entry.name,
             geometry=stream.geometry,
@@ -90,11 +104,18 @@ def design(config: Config, corpus: Corpus, stream: Stream, base_rates: BaseRates
             vocabulary_size=corpus.vocabulary_size,
             banned_tokens=frozenset(tokenizer.special_ids),
             base_rates=base_rates,
+            reference=reference if told else None,
+            earlier=_earlier(tuple(designed), stream, config) if told else None,
         )
         items = list(experiment.items(context))
         check_items(entry.name, items, stream.geometry, corpus.vocabulary_size)
         designed.append(Designed(entry, experiment, context, items))
     return designed
+
+
+def _earlier(designed: Sequence[Designed], stream: Stream, config: Config) -> Earlier:
+    enabled = [(one.entry.name, one.items) for one in designed if one.entry.enabled]
+    return Earlier(enabled, lambda: place_all(designed, stream, config))
 
 
 def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> tuple[list[Wanted], Placement]:
@@ -117,10 +138,12 @@ def _write(
     corpus: Corpus,
     stream: Stream,
     designed: Sequence[Designed],
+    order: Order,
     wanted: Sequence[Wanted],
     placement: Placement,
     extends: Manifest | None,
     base_rates: BaseRates | None,
+    reference: Reference | None,
 ) -> None:
     enabled = [one for one in designed if one.entry.enabled]
     names = frozenset(one.entry.name for one in enabled)
@@ -131,6 +154,9 @@ def _write(
     probes = _probes(enabled, insertions, store)
     hashes = store.close()
     record = _record(config, corpus, stream, enabled, insertions, items, probes)
+    record |= {WAITING: list(order.waiting), "placing_order": [entry.name for entry in order.entries]}
+    record["reference"] = reference.finish(directory) if reference else None
+    record["keep_steps"] = sorted({*record["keep_steps"], *_waiting_states(config, order)})
     if base_rates:
         record["base_rates"] = {"fingerprint": base_rates.fingerprint, "ngram": base_rates.ngram}
     if extends:
@@ -197,6 +223,12 @@ def _keep_steps(probes: pa.Table, config: Config) -> list[int]:
     """States in which probes are asked of a checkpoint, and those the user wants kept."""
     states = {state for row in probes.select(["live", "states"]).to_pylist() if not row["live"] for state in row["states"]}
     return sorted(states | set(config.training.checkpoint.keep))
+
+
+def _waiting_states(config: Config, order: Order) -> list[int]:
+    """States that experiments waiting for a reference will ask about: the twin must have them when its run is planned."""
+    waiting = [entry for entry in config.experiments if entry.name in order.waiting]
+    return [state for entry in waiting for state in load_experiment(entry).kept_states(config.geometry.steps)]
 
 
 def _analysis_record(one: Designed) -> dict[str, Any]:

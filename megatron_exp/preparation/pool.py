@@ -1,5 +1,6 @@
 """Handing out pool slots by key, so that adding an experiment changes no other experiment's share."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,8 +25,16 @@ class PoolAllocator:
     seed: int
     _taken: set[int] = field(default_factory=set)
 
-    def take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
-        """uint64 [num] pool slot ids, disjoint from all handed out before; UserError where the pool is used up."""
+    def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
+        """uint64 [num] pool slot ids, disjoint from all handed out before and from `unfit`; UserError where the pool is used up."""
+        away = {slot - POOL for slot in unfit if slot - POOL >= self.reserved} - self._taken
+        self._taken |= away
+        try:
+            return self._take(experiment, purpose, num)
+        finally:
+            self._taken -= away
+
+    def _take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
         free = self.num_slots - self.reserved - len(self._taken)
         if num > free:
             raise UserError(

@@ -103,6 +103,24 @@ class BatchedScorer(abc.ABC):
 
         return self._continue(prompts, num_tokens, write)
 
+    def least_likely(self, prompts: Sequence[np.ndarray], num_tokens: int, excluded: np.ndarray) -> np.ndarray:
+        """int64 [n, num_tokens]: after each prompt the least likely token, then the least likely one after that, and so on; ties go to the lower id.
+
+        excluded: ids that are never chosen (special tokens, rows that only pad the embedding). BROKEN rows as for `greedy`.
+        """
+
+        def lowest(logits: np.ndarray, t: int) -> np.ndarray:
+            del t
+            logits = logits.copy()
+            logits[:, excluded] = np.inf
+            return logits.argmin(axis=1)
+
+        def write(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
+            del batch
+            return self._generate(chosen, num_tokens, lowest)
+
+        return self._continue(prompts, num_tokens, write)
+
     def sample(self, prompts: Sequence[np.ndarray], num_tokens: int, temperature: float, keys: Sequence[int]) -> np.ndarray:
         """int64 [n, num_tokens]: a continuation of each prompt drawn at `temperature` > 0.
 

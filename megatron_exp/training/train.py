@@ -8,9 +8,9 @@ from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.load import override_config
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
-from megatron_exp.fingerprint import of_json
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.model.build import build_model
+from megatron_exp.model.identity import weights_identity
 from megatron_exp.model.optimizer import build_optimizer
 from megatron_exp.model.presets import ModelShape, find_preset, resolve_shape
 from megatron_exp.model.step import micro_batch_rows
@@ -144,19 +144,11 @@ def shape_of(config: Config, corpus: Corpus) -> ModelShape:
 
 def identity_of(manifest: Manifest, corpus: Corpus, data: str, config: Config, shape: ModelShape) -> dict[str, str]:
     """Fingerprints of what decides the weights, up to the layout; these must agree for an attempt to go on with a run."""
-    training = config.training
-    recipe = {
-        "precision": training.precision,
-        "fp8_recipe": training.fp8_recipe if training.precision == "fp8" else None,
-        "schedule": training.schedule.model_dump(),
-        "optimizer": training.optimizer.model_dump(),
-    }
     return {
         "manifest": manifest.fingerprint,
         "corpus": corpus.fingerprint,
         "data": data,
-        "model": of_json([vars(shape), config.seeds.init]),
-        "training": of_json(recipe),
+        **weights_identity(config, shape),
     }
 
 
