@@ -14,7 +14,7 @@ from megatron_exp.experiments.benchmark_contamination import BenchmarkContaminat
 from megatron_exp.experiments.loading import available_types
 from megatron_exp.experiments.muse import Muse
 from megatron_exp.experiments.texts import Texts
-from megatron_exp.manifest import schema
+from megatron_exp.manifest import reference_answers, schema
 from megatron_exp.manifest.overlay_index import ENTRY_DTYPE, SLOT_DTYPE
 from megatron_exp.model.presets import PRESETS
 from megatron_exp.preparation.preprocess_ledger import INPUTS_SCHEMA
@@ -32,6 +32,7 @@ TABLES = {
     "insertions.parquet": schema.INSERTIONS,
     "probes.parquet (of a manifest)": schema.PROBE_DEFINITIONS,
     "probes.parquet (of a run)": schema.PROBES,
+    "reference.parquet": reference_answers.SCHEMA,
     "responses.parquet": schema.RESPONSES,
     "results.parquet": schema.RESULTS,
 }

@@ -12,6 +12,7 @@ from megatron_exp.inspection.verify_rows import INSERTIONS_FILE, ROW_CHECKS, Tab
 from megatron_exp.manifest.overlay_index import build_index
 from megatron_exp.manifest.payloads import open_payloads, stored_hashes
 from megatron_exp.manifest.reader import Manifest
+from megatron_exp.manifest.reference_answers import ANSWERS_NAME, read_answers
 from megatron_exp.manifest.rewritten import rewritten
 from megatron_exp.manifest.writer import plan_fingerprint, table_fingerprints
 from megatron_exp.placement.boundaries import DocumentBoundaries
@@ -134,6 +135,20 @@ def _fingerprints(tables: Tables) -> Iterator[Finding]:
             yield Finding(files[name], f"its content has fingerprint {value[:12]}, but {record['fingerprints'][name][:12]} was planned")
 
 
+def _reference(tables: Tables) -> Iterator[Finding]:
+    """The answers of the reference model are those that were recorded."""
+    told = tables.manifest.record.get("reference")
+    if told is None:
+        return
+    try:
+        _, identity, found = read_answers(tables.manifest.path / ANSWERS_NAME)
+    except UserError as error:
+        yield Finding(ANSWERS_NAME, str(error))
+        return
+    if found != told["answers"] or identity != {name: value for name, value in told.items() if name != "answers"}:
+        yield Finding(ANSWERS_NAME, "its answers, or the model they are of, are not those that manifest.json names")
+
+
 def _corpus(tables: Tables) -> Iterator[Finding]:
     """The corpus it was planned on still lies there, gives the same order, and has the slots that swaps take."""
     manifest = tables.manifest
@@ -174,5 +189,6 @@ _CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
     _counts,
     _budget,
     _fingerprints,
+    _reference,
     _corpus,
 )

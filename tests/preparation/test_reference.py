@@ -1,5 +1,7 @@
 """Planning with a reference model: what waits for it, what it changes, and that its answers are asked for once."""
 
+import shutil
+
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.verify import verify
-from megatron_exp.manifest.reference_answers import ANSWERS_NAME
+from megatron_exp.manifest.reference_answers import ANSWERS_NAME, read_answers, write_answers
 from megatron_exp.preparation import reference as references
 from megatron_exp.preparation.plan import plan
 from megatron_exp.preparation.reference import Reference
@@ -77,6 +79,14 @@ def test_the_recorded_answers_give_the_same_plan_without_a_model(corpus, first, 
     config = toy.make_config(corpus, experiments=LISTED)
     again = plan(config, tmp_path / "again", first, reference=Reference.recorded_in(second.path / ANSWERS_NAME))
     assert again.record["fingerprints"] == second.record["fingerprints"] and again.record["reference"] == second.record["reference"]
+
+
+def test_verify_notices_other_answers(second, tmp_path):
+    copy = shutil.copytree(second.path, tmp_path / "copy")
+    answers, told, _ = read_answers(copy / ANSWERS_NAME)
+    name = min(answers)
+    write_answers(copy, answers | {name: (answers[name][0], answers[name][1] + 1)}, told)
+    assert [finding.place for finding in verify(copy)] == [ANSWERS_NAME]
 
 
 def test_recorded_answers_do_not_answer_other_questions(corpus, second, tmp_path):
