@@ -264,8 +264,9 @@ def _missing_answers(experiment: Experiment, planned: Draft, words: Words) -> It
         for score in experiment.score(planned.item_table, alone)
     ):
         yield "without a twin its first primary has no estimate"
-    column = responses.schema.get_field_index("value")
-    empty = responses.set_column(column, "value", pa.nulls(len(responses), pa.float64()))
+    empty = responses
+    for name, kind in (("value", pa.float64()), ("text", pa.string())):
+        empty = empty.set_column(empty.schema.get_field_index(name), name, pa.nulls(len(responses), kind))
     for score in experiment.score(planned.item_table, empty):
         if math.isfinite(score.estimate) or not score.reason:
             yield f"outcome {score.outcome}: no response was scored, yet it has an estimate or no reason"

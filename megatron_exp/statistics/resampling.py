@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.normal import Interval, Side
+from megatron_exp.statistics.normal import Interval, Side, p_of_z
 from megatron_exp.statistics.ranks import monte_carlo_p
 
 _EXACT_PAIRS = 16
+_MOST_DRAWN_PAIRS = 200
 _FLIP_SLACK = 1e-12
 
 
@@ -25,11 +26,17 @@ def sign_flip_test(differences: np.ndarray, side: Side, words: Words, num_draws:
     """Randomisation test of pairs in which a fair coin decided who is treated (Fisher, "The Design of Experiments", 1935).
 
     Under the null every difference d_j (treated minus control) is as likely as -d_j. All 2^n sign patterns are counted
-    for up to 16 pairs, so the smallest one-sided p is 2^-n; more pairs take `num_draws` keyed patterns.
+    for up to 16 pairs, so the smallest one-sided p is 2^-n; more pairs take `num_draws` keyed patterns, more than 200 the normal
+    approximation z = sum d / sqrt(sum d^2), whose variance is that over all patterns.
     """
     n, total = len(differences), float(np.sum(differences))
     if n == 0:
         return SignFlipTest(float("nan"), float("nan"), "no pairs")
+    if n > _MOST_DRAWN_PAIRS:
+        spread = float(np.sqrt(np.sum(np.square(differences))))
+        return SignFlipTest(
+            total / n, p_of_z(total / spread if spread else 0.0, side), f"sign-flip test over {n} pairs, normal approximation"
+        )
     if n > _EXACT_PAIRS:
         signs = _keyed_signs(words.child("sign-flips"), num_draws, n)
         return SignFlipTest(total / n, monte_carlo_p(total, signs @ differences, side), f"sign-flip test over {n} pairs, {num_draws} draws")

@@ -4,6 +4,7 @@ from megatron_exp.experiments.benchmark_contamination import BenchmarkContaminat
 from megatron_exp.experiments.forgetting_curves import ForgettingCurves
 from megatron_exp.experiments.gaussian_watermarks import GaussianWatermarks
 from megatron_exp.experiments.iid_replacements import IidReplacements
+from megatron_exp.experiments.mathematical_reasoning import MathematicalReasoning
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.muse import Muse
 from megatron_exp.experiments.placebo import Placebo
@@ -14,8 +15,12 @@ CHATS = {"num_evaluation_prompts": 5, "num_prompts": 40, "garbage_bytes": 64, "c
 QUESTIONS = {"levels": (4, 16), "num_questions": (20, 20), "num_held_out": 60}
 ARTICLES = {"num_per_condition": 6, "num_never": 30, "copies": (1, 3), "min_tokens": 60, "max_tokens": 120, "num_pieces": 4}
 ARTICLES |= {"num_length_strata": 2, "num_verbatim": 5}
+PROBLEMS = {"problems": 40, "test_problems": 46, "max_ops": 1, "extra_ops": 1, "max_edges": 3, "num_generated": 0}
+SOLVED = PROBLEMS | {"num_generated": 46, "num_shots": 0, "max_new_tokens": 40, "extra_ops": 0, "max_tokens": 460}
 
 SMALL = {
+    "mathematics": MathematicalReasoning(**PROBLEMS),
+    "mathematics-paper": MathematicalReasoning(**SOLVED, design="paper"),
     "memorization": MemorizationPatterns(**DIALOGUES),
     "memorization-paper": MemorizationPatterns(**DIALOGUES, design="paper"),
     "poisoning": PretrainingPoisoning(**CHATS),
@@ -32,6 +37,7 @@ SMALL = {
 }
 
 SMALLEST = {
+    "mathematics": MathematicalReasoning(**PROBLEMS | {"problems": 4, "extra_ops": 0, "test_problems": 230}),
     "memorization": MemorizationPatterns(**DIALOGUES | {"suffix_types": ("plain",)}, repetitions=(4,)),
     "poisoning": PretrainingPoisoning(**CHATS | {"num_evaluation_prompts": 2, "num_never_trained": 25}, denial_of_service=0),
     "forgetting": ForgettingCurves(offsets=(0, 1), grid_points=0),
