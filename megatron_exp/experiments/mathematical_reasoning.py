@@ -55,7 +55,6 @@ from megatron_exp.experiments.protocol import (
     Request,
     Score,
     Span,
-    Window,
 )
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import mean_interval, smallest_detectable_effect
@@ -149,9 +148,7 @@ class MathematicalReasoning(Experiment):
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """Every training problem once, anywhere in the window."""
-        steps = context.geometry.steps
-        first = min(int(self.window[0] * steps), steps - 1)
-        where = Window(first, max(first + 1, round(self.window[1] * steps)))
+        where = context.window(self.window)
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=where, copies=1)
