@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "megatron_exp"
 
 LAYERS = {
     "foundation": {"config", "display", "errors", "files", "fingerprint", "seeding", "statistics"},
-    "data": {"ledger", "manifest", "overlay", "placement", "run_record", "search", "shards", "stream"},
+    "data": {"control", "ledger", "manifest", "overlay", "placement", "run_record", "search", "shards", "stream"},
     "experiments": {"experiments"},
     "model": {"model", "parallel"},
     "machinery": {"checkpoint", "scoring"},

@@ -38,6 +38,19 @@ def print_counts(manifest: "Manifest") -> None:
         f"({budget['touched_fraction']:.3%}); manifest {manifest.fingerprint[:12]}",
         highlight=False,
     )
+    for name, one in manifest.controllers.items():
+        console.print(
+            f"{name}: a controller decides every {one['interval']:,} steps; {one['first']} copies first, up to {one['largest']:,} in each of "
+            f"{one['intervals']} intervals",
+            markup=False,
+            highlight=False,
+        )
+    if manifest.controllers:
+        reserved = budget["reserved_tokens"]
+        console.print(
+            f"reserved for controllers: {reserved:,} tokens ({reserved / manifest.geometry.num_tokens:.3%}) in {budget['reserved_slots']:,} slots",
+            highlight=False,
+        )
 
 
 def print_verdicts(directory: Path) -> None:

@@ -170,6 +170,8 @@ def _requests(planned: Draft) -> Iterator[str]:
     if len(set(keys)) < len(keys):
         yield "it makes two requests for the same item, arm and kind"
     inserted = {(request.item, request.arm) for request in planned.requests}
+    if planned.controller:
+        inserted |= {(item, planned.controller.arm) for item in planned.controller.bank}
     forgotten = [item for item in planned.items if item.role == "treated" and (item.item, item.arm) not in inserted]
     if forgotten:
         yield f"{len(forgotten)} treated items are never requested, such as item {forgotten[0].item}"
@@ -203,6 +205,8 @@ def _reproducible(experiment: Experiment, context: Context, first: Draft, again:
     elif not first.insertions.equals(again.insertions) or not first.probe_table.equals(again.probe_table):
         yield "planning it twice gives different requests or probes: draw everything from `context`, by key"
     backwards = list(reversed(first.items))
+    if experiment.controller(backwards, context) != first.controller:
+        yield "its controller depends on the order of the items"
     requests = {(r.item, r.arm, r.kind, r.copies, r.where) for r in experiment.requests(backwards, context)}
     if requests != {(r.item, r.arm, r.kind, r.copies, r.where) for r in first.requests}:
         yield "its requests depend on the order of the items"

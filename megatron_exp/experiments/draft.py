@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_exp.experiments.context import Context
-from megatron_exp.experiments.protocol import Experiment, Item, Probe, Request
+from megatron_exp.experiments.controllers import Reserved, check_controller, check_probes, reserved_places
+from megatron_exp.experiments.protocol import Controller, Experiment, Item, Probe, Request
 from megatron_exp.experiments.requests import check_items, copies_of, ranked
 from megatron_exp.experiments.tables import Wanted, insertions_table, item_rows, probe_rows, table_of
 from megatron_exp.manifest import schema
@@ -18,6 +19,7 @@ from megatron_exp.placement.place import place
 class Draft:
     """What an experiment asks for, and the tables `score` and `simulate` take. insertions: where its copies would go if it were alone."""
 
+    controller: Controller | None
     items: Sequence[Item]
     requests: Sequence[Request]
     probes: Sequence[Probe]
@@ -50,13 +52,21 @@ def draft(experiment: Experiment, context: Context) -> Draft:
     check_items(name, items, geometry, context.vocabulary_size)
     requests = ranked(name, list(experiment.requests(items, context)))
     by_name = {(item.item, item.arm): item for item in items}
-    wanted = [Wanted(name, by_name[request.item, request.arm], request) for request in requests]
-    placement = place((copies_of(*one, geometry, seed) for one in wanted), geometry, boundaries=_any_slot)
+    wanted: list[Wanted | Reserved] = [Wanted(name, by_name[request.item, request.arm], request) for request in requests]
+    controller = experiment.controller(items, context)
+    if controller:
+        check_controller(name, controller, items, geometry)
+        wanted += reserved_places(name, controller, items, geometry, seed)
+    copies = (copies_of(*one, geometry, seed) if isinstance(one, Wanted) else one.copies for one in wanted)
+    placement = place(copies, geometry, boundaries=_any_slot)
     store = MemoryPayloads()
     insertions = insertions_table(wanted, placement, store, geometry, seed)
     probes = list(experiment.probes(items, insertions, context))
+    if controller:
+        check_probes(name, controller, probes, geometry)
     rows = [row | {"probe_id": number} for number, row in enumerate(probe_rows(name, probes, store))]
     return Draft(
+        controller=controller,
         items=items,
         requests=requests,
         probes=probes,

@@ -7,7 +7,7 @@ responses of the models and calls `score`. So a third party's experiment needs n
     params -> items -> requests -> (placement) -> probes -> (training, scoring) -> responses -> score -> results
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -257,15 +257,24 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Controller:
-    """A closed loop: every `interval` steps the probes named `probe` are scored on the live model and `decide` sets the next budget.
+    """A closed loop: every `interval` steps a probe is scored on the live model, and a rule sets the number of copies in the interval that begins.
 
-    bank: items whose copies are handed out in order; largest_budget: copies over the whole run, reserved in the plan.
+    probe: name of live probes, asked in every state that is a multiple of `interval`. asked: the items whose answers are measured. bank: treated
+    items whose copies are handed out in this order, over and over. first: copies in the first interval, before anything was measured. largest: most
+    copies in an interval; the plan keeps that many places in each. rule, parameters: a name of `control.rules.RULES` or
+    `package.module:Class`. target: what is to be measured at the end of training. arm: of all these items.
     """
 
     interval: int
     probe: str
+    asked: tuple[int, ...]
     bank: tuple[int, ...]
-    largest_budget: int
+    largest: int
+    target: float
+    first: int = 1
+    rule: str = "halve_or_double"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    arm: str = "main"
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,8 +336,9 @@ class Experiment(BaseModel):
         """What to ask; `placed` holds this experiment's rows of the insertions table (slot, step, offset, ...)."""
         raise NotImplementedError
 
-    def controller(self) -> Controller | None:
-        """The closed loop of this experiment, if it has one."""
+    def controller(self, items: Sequence[Item], context: Context) -> Controller | None:
+        """The closed loop of this experiment, if it has one. Items of its bank need no request."""
+        del items, context
         return None
 
     @property

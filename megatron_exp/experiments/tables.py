@@ -69,7 +69,7 @@ def table_of(rows: list[dict[str, Any]], table_schema: pa.Schema) -> pa.Table:
 
 
 def insertions_table(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Any],
     placement: Placement,
     store: Payloads,
     geometry: Geometry,
@@ -78,9 +78,9 @@ def insertions_table(
 ) -> pa.Table:
     """The insertions table, sorted by (slot, layer, offset): one value per request spread over its copies, column by column.
 
-    wanted: in the order placement had them. only: leave out the requests of all other experiments.
+    wanted: in the order placement had them; what is not a `Wanted` (a reserve) has no row. only: leave out the requests of all other experiments.
     """
-    chosen = [i for i, one in enumerate(wanted) if only is None or one.experiment in only]
+    chosen = [i for i, one in enumerate(wanted) if isinstance(one, Wanted) and (only is None or one.experiment in only)]
     if not chosen:
         return schema.INSERTIONS.empty_table()
     number = np.full(len(wanted), -1, dtype=np.int32)
@@ -148,7 +148,7 @@ def _order(placement: Placement, rows: np.ndarray, layers: np.ndarray, insertion
     return order
 
 
-def _per_copy(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
+def _per_copy(wanted: Sequence[Any], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
     """Columns with a value of its own for each copy."""
     table, batch = placement.table, np.uint64(geometry.global_batch_size)
     slots = placement.slots[rows]
@@ -171,10 +171,10 @@ def _per_copy(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray, 
     }
 
 
-def _source_slots(wanted: Sequence[Wanted], placement: Placement, rows: np.ndarray) -> pa.Array:
+def _source_slots(wanted: Sequence[Any], placement: Placement, rows: np.ndarray) -> pa.Array:
     """Where swaps take their content; null for all other kinds."""
     table = placement.table
-    swaps = [index for index, one in enumerate(wanted) if one.request.kind == "swap"]
+    swaps = [index for index, one in enumerate(wanted) if isinstance(one, Wanted) and one.request.kind == "swap"]
     if not swaps:
         return pa.nulls(len(rows), pa.uint64())
     source, has_source = np.zeros(len(table), np.uint64), np.zeros(len(table), bool)

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding, rows_where
+from megatron_exp.inspection.verify_reserve import RESERVE_CHECKS
 from megatron_exp.inspection.verify_rows import INSERTIONS_FILE, ROW_CHECKS, Tables
 from megatron_exp.manifest.overlay_index import build_index
 from megatron_exp.manifest.payloads import open_payloads, stored_hashes
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.reference_answers import ANSWERS_NAME, read_answers
 from megatron_exp.manifest.rewritten import rewritten
+from megatron_exp.manifest.writer import Tables as Written
 from megatron_exp.manifest.writer import plan_fingerprint, table_fingerprints
 from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.shards.corpus import Corpus
@@ -66,7 +69,8 @@ def _record(manifest: Manifest) -> Iterator[Finding]:
 
 def _read(manifest: Manifest) -> Tables:
     store = open_payloads(manifest.path)
-    return Tables(manifest, manifest.insertions(), manifest.items(), manifest.probes(), stored_hashes(store), np.diff(store.starts))
+    own = manifest.items(), manifest.insertions(), manifest.probes(), manifest.reserve(), manifest.bank()
+    return Tables(manifest, Written(*own), stored_hashes(store), np.diff(store.starts))
 
 
 def _index(tables: Tables) -> Iterator[Finding]:
@@ -107,17 +111,19 @@ def _counts(tables: Tables) -> Iterator[Finding]:
 def _budget(tables: Tables) -> Iterator[Finding]:
     """The recorded totals are exact and within the budget."""
     budget, geometry = tables.manifest.record["budget"], tables.manifest.geometry
-    found = rewritten(tables.insertions, geometry)
+    found, reserved = rewritten(tables.insertions, geometry), pc.sum(tables.written.reserve["length"]).as_py() or 0
     for name, recorded, counted in (
         ("modified_tokens", budget["modified_tokens"], found.tokens),
         ("touched_slots", budget["touched_slots"], found.slots),
         ("shifted_tokens", budget["shifted_tokens"], found.shifted),
+        ("reserved_tokens", budget["reserved_tokens"], reserved),
     ):
         if recorded != counted:
             yield Finding(f"manifest.json budget {name}", f"{recorded} is recorded, the insertions give {counted}")
-    if budget["fraction"] is not None and budget["unit"] == "tokens" and found.tokens > budget["fraction"] * geometry.num_tokens:
+    used = found.tokens + reserved
+    if budget["fraction"] is not None and budget["unit"] == "tokens" and used > budget["fraction"] * geometry.num_tokens:
         yield Finding(
-            "manifest.json budget", f"{found.tokens} tokens are rewritten, more than {budget['fraction']:.4%} of {geometry.num_tokens}"
+            "manifest.json budget", f"{used} tokens are rewritten or reserved, more than {budget['fraction']:.4%} of {geometry.num_tokens}"
         )
     if budget["fraction"] is not None and budget["unit"] == "slots" and found.slots > round(budget["fraction"] * geometry.num_slots):
         yield Finding(
@@ -128,11 +134,11 @@ def _budget(tables: Tables) -> Iterator[Finding]:
 def _fingerprints(tables: Tables) -> Iterator[Finding]:
     """Recomputed from tables and payloads."""
     record = tables.manifest.record
-    computed = table_fingerprints(tables.items, tables.insertions, tables.probes, tables.payload_hashes)
-    files = {"items": "items.parquet", "insertions": INSERTIONS_FILE, "probes": "probes.parquet", "payloads": "payloads.bin"}
-    for name, value in computed.items():
-        if record["fingerprints"][name] != value:
-            yield Finding(files[name], f"its content has fingerprint {value[:12]}, but {record['fingerprints'][name][:12]} was planned")
+    for name, value in table_fingerprints(tables.written, tables.payload_hashes).items():
+        planned = record["fingerprints"].get(name, "none")
+        if planned != value:
+            file = "payloads.bin" if name == "payloads" else f"{name}.parquet"
+            yield Finding(file, f"its content has fingerprint {value[:12]}, but {planned[:12]} was planned")
 
 
 def _reference(tables: Tables) -> Iterator[Finding]:
@@ -185,6 +191,7 @@ def _boundaries(tables: Tables, stream: Stream) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[Tables], Iterator[Finding]], ...] = (
     *ROW_CHECKS,
+    *RESERVE_CHECKS,
     _index,
     _counts,
     _budget,

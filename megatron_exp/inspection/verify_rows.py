@@ -12,6 +12,7 @@ from megatron_exp import seeding
 from megatron_exp.inspection.findings import Finding, rows_where
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import LAYERS
+from megatron_exp.manifest.writer import Tables as Written
 
 INSERTIONS_FILE = "insertions.parquet"
 _FILE = INSERTIONS_FILE
@@ -24,11 +25,21 @@ class Tables:
     """The tables of a manifest, read whole, with the hash and the length of every payload."""
 
     manifest: Manifest
-    insertions: pa.Table
-    items: pa.Table
-    probes: pa.Table
+    written: Written
     payload_hashes: list[bytes]
     payload_lengths: np.ndarray
+
+    @property
+    def insertions(self) -> pa.Table:
+        return self.written.insertions
+
+    @property
+    def items(self) -> pa.Table:
+        return self.written.items
+
+    @property
+    def probes(self) -> pa.Table:
+        return self.written.probes
 
     def column(self, name: str) -> np.ndarray:
         """A column of the insertions as numpy; nulls are 0."""

@@ -95,6 +95,19 @@ class Manifest:
     def probes(self) -> pa.Table:
         return self._table("probes", schema.PROBE_DEFINITIONS)
 
+    @property
+    def controllers(self) -> dict[str, Any]:
+        """Per experiment that has one: its closed loop."""
+        return self.record.get("controllers", {})
+
+    def reserve(self) -> pa.Table:
+        """Places kept for controllers; empty without any."""
+        return self._table("reserve", schema.RESERVE) if self.controllers else schema.RESERVE.empty_table()
+
+    def bank(self) -> pa.Table:
+        """What controllers hand out; empty without any."""
+        return self._table("bank", schema.BANK) if self.controllers else schema.BANK.empty_table()
+
     def payload(self, number: int) -> np.ndarray:
         """int32 tokens of a payload."""
         return np.asarray(self._payloads.document(int(number)), dtype=np.int32)

@@ -33,6 +33,34 @@ INSERTIONS = pa.schema(
     ]
 )
 
+RESERVE = pa.schema(
+    [
+        ("place_id", pa.uint64()),
+        ("experiment", DICT),
+        ("interval", pa.uint32()),
+        ("number", pa.uint16()),
+        ("slot", pa.uint64()),
+        ("step", pa.uint32()),
+        ("row", pa.uint32()),
+        ("offset", pa.uint32()),
+        ("length", pa.uint32()),
+    ]
+)
+"""Places kept free for what a controller will insert, sorted by experiment (in the manifest's order), interval and number."""
+
+BANK = pa.schema(
+    [
+        ("experiment", DICT),
+        ("position", pa.uint32()),
+        *(INSERTIONS.field(name) for name in ("item", "condition", "arm", "payload", "length", "payload_hash")),
+    ]
+)
+"""The items a controller hands out, in that order."""
+
+SEGMENTS = pa.schema(
+    [*INSERTIONS, ("control_step", pa.uint32()), ("probe_value", pa.float64()), ("target", pa.float64()), ("decision", pa.int64())]
+)
+
 SPANS = pa.list_(pa.struct([("name", pa.string()), ("start", pa.uint32()), ("end", pa.uint32())]))
 
 ITEMS = pa.schema(

@@ -1,7 +1,7 @@
 """Writing a manifest directory: under a temporary name, renamed when whole, never edited."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -13,31 +13,45 @@ from megatron_exp.manifest.overlay_index import build_index, write_index
 from megatron_exp.manifest.reader import RECORD_NAME
 
 
+class Tables(NamedTuple):
+    """The tables of a manifest. reserve, bank: empty where no experiment has a controller; then they are no files."""
+
+    items: pa.Table
+    insertions: pa.Table
+    probes: pa.Table
+    reserve: pa.Table
+    bank: pa.Table
+
+    def present(self) -> dict[str, pa.Table]:
+        """Those that are written, by name."""
+        return {name: table for name, table in self._asdict().items() if len(table) or name not in ("reserve", "bank")}
+
+
 def plan_fingerprint(record: dict[str, Any]) -> str:
     """Fingerprint of everything that decides what a run trains on and how it is judged (no paths, no versions)."""
     parts = {name: value for name, value in record["fingerprints"].items() if name != "plan"}
     decided = [record[name] for name in ("geometry", "seeds", "experiments", "analyses", "keep_steps", "perturbations")]
+    if "controllers" in record:
+        # The source of a rule is not its behaviour: that is checked on every segment.
+        decided.append({name: {**one, "rule_hash": None} for name, one in record["controllers"].items()})
     return fingerprint.of_json([parts, *decided])
 
 
-def table_fingerprints(items: pa.Table, insertions: pa.Table, probes: pa.Table, payload_hashes: list[bytes]) -> dict[str, str]:
+def table_fingerprints(tables: Tables, payload_hashes: list[bytes]) -> dict[str, str]:
     """Fingerprints of the tables and of the payload store."""
-    return {
-        "items": fingerprint.of_table(items),
-        "insertions": fingerprint.of_table(insertions),
-        "probes": fingerprint.of_table(probes),
-        "payloads": fingerprint.of_bytes(*payload_hashes),
+    return {name: fingerprint.of_table(table) for name, table in tables.present().items()} | {
+        "payloads": fingerprint.of_bytes(*payload_hashes)
     }
 
 
-def write_manifest(directory: Path, record: dict[str, Any], items: pa.Table, insertions: pa.Table, probes: pa.Table) -> None:
+def write_manifest(directory: Path, record: dict[str, Any], tables: Tables) -> None:
     """Write tables, overlay index and record into `directory`, which is under construction and holds the payload store.
 
     `record` is completed with schema version, package version and the plan fingerprint.
     """
-    for name, table in (("items", items), ("insertions", insertions), ("probes", probes)):
+    for name, table in tables.present().items():
         pq.write_table(table, directory / f"{name}.parquet", compression="zstd", row_group_size=1 << 17)
-    write_index(directory, build_index(insertions, record["experiments"]))
+    write_index(directory, build_index(tables.insertions, record["experiments"]))
     record["schema_version"] = schema.SCHEMA_VERSION
     record["package_version"] = __version__
     record["fingerprints"]["plan"] = plan_fingerprint(record)

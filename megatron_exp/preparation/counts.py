@@ -37,9 +37,10 @@ def counts_of(items: pa.Table, insertions: pa.Table) -> dict[str, Any]:
     return {experiment: dict(sorted(cells.items())) for experiment, cells in sorted(result.items())}
 
 
-def budget_record(insertions: pa.Table, geometry: Geometry, budget: BudgetConfig | None) -> dict[str, Any]:
-    """Exact totals and fractions; UserError where the plan rewrites more than the budget allows."""
+def budget_record(insertions: pa.Table, reserve: pa.Table, geometry: Geometry, budget: BudgetConfig | None) -> dict[str, Any]:
+    """Exact totals and fractions; UserError where the plan rewrites, or controllers may rewrite, more than the budget allows."""
     tokens, slots, shifted = rewritten(insertions, geometry)
+    reserved = pc.sum(reserve["length"]).as_py() or 0  # apart from one another and from every token insertion
     record = {
         "unit": budget.unit if budget else None,
         "fraction": budget.fraction if budget else None,
@@ -48,14 +49,16 @@ def budget_record(insertions: pa.Table, geometry: Geometry, budget: BudgetConfig
         "shifted_tokens": shifted,
         "modified_fraction": tokens / geometry.num_tokens,
         "touched_fraction": slots / geometry.num_slots,
-        "reserved_tokens": 0,
+        "reserved_tokens": reserved,
+        "reserved_slots": pc.count_distinct(reserve["slot"]).as_py(),
     }
     if budget and budget.unit == "slots":
         record["drawn_slots"] = round(budget.fraction * geometry.num_slots)
-    if budget and budget.unit == "tokens" and tokens > budget.fraction * geometry.num_tokens:
+    if budget and budget.unit == "tokens" and tokens + reserved > budget.fraction * geometry.num_tokens:
+        kept = f" and keep {reserved} in reserve for controllers" if reserved else ""
         raise UserError(
-            f"The experiments rewrite {tokens} tokens ({tokens / geometry.num_tokens:.4%} of the run), more than "
+            f"The experiments rewrite {tokens} tokens{kept} ({(tokens + reserved) / geometry.num_tokens:.4%} of the run), more than "
             f"budget.fraction = {budget.fraction:.4%} allows. "
-            "Raise the budget, insert fewer copies, or train for more steps."
+            f"Raise the budget, insert fewer copies{', lower the largest number of copies per interval' if reserved else ''}, or train for more steps."
         )
     return record

@@ -33,9 +33,16 @@ def differs(new: pa.Table, old: pa.Table, matched: Matched, columns: tuple[str, 
     return result
 
 
+def _places(manifest: Manifest) -> pa.Table:
+    """insertion_id, experiment, slot and offset of all insertions, and of the places kept for controllers."""
+    names = ["insertion_id", "experiment", "slot", "offset"]
+    reserve = manifest.reserve().rename_columns({"place_id": "insertion_id"}).select(names)
+    return pa.concat_tables([manifest.insertions().select(names), reserve]).unify_dictionaries()
+
+
 def diff(new: Manifest, old: Manifest) -> dict[str, dict[str, int]]:
-    """How the insertions of `new` differ from `old`: per experiment the numbers added, removed, moved and unchanged."""
-    tables = new.insertions(), old.insertions()
+    """How the insertions and the reserve of `new` differ from `old`: per experiment the numbers added, removed, moved and unchanged."""
+    tables = _places(new), _places(old)
     matched = match(*tables)
     moves = differs(*tables, matched, ("slot", "offset"))
     rows = {
@@ -52,8 +59,8 @@ def diff(new: Manifest, old: Manifest) -> dict[str, dict[str, int]]:
 
 
 def moved(new: Manifest, old: Manifest) -> list[dict[str, Any]]:
-    """The insertions that are in both manifests at different places, with both places."""
-    tables = new.insertions(), old.insertions()
+    """The insertions and reserved places that are in both manifests at different places, with both places."""
+    tables = _places(new), _places(old)
     matched = match(*tables)
     moves = differs(*tables, matched, ("slot", "offset"))
     now, before = tables[0].take(pa.array(matched.new[moves])), tables[1].take(pa.array(matched.old[moves]))

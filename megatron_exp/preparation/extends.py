@@ -9,6 +9,7 @@ from megatron_exp import fingerprint
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
+from megatron_exp.manifest.writer import Tables
 from megatron_exp.preparation.diff import differs, match
 from megatron_exp.preparation.order import Order, comparable, placed_names
 from megatron_exp.shards.corpus import Corpus
@@ -37,22 +38,37 @@ def require_same_frame(config: Config, corpus: Corpus, stream: Stream, older: Ma
             )
 
 
-def require_same_rows(older: Manifest, items: pa.Table, insertions: pa.Table, probes: pa.Table, analyses: dict[str, Any]) -> None:
-    """UserError unless the rows of the older experiments are those of `older`, by hash; insertions that moved are named."""
+def require_same_rows(older: Manifest, tables: Tables, record: dict[str, Any]) -> None:
+    """UserError unless the rows of the older experiments are those of `older`, by hash; insertions that moved are named.
+
+    record: that of the new manifest.
+    """
     names = pa.array(older.experiments, pa.string())
-    now = {name: _of(table, names) for name, table in (("insertions", insertions), ("items", items), ("probes", probes))}
-    before = older.insertions()
-    if fingerprint.of_table(now["insertions"]) != older.record["fingerprints"]["insertions"]:
+    now = {name: _of(table, names) for name, table in tables.present().items()}
+    before, planned = older.insertions(), older.record["fingerprints"]
+    if fingerprint.of_table(now["insertions"]) != planned["insertions"]:
         raise _refusal(older, _moves(now["insertions"], before))
-    if fingerprint.of_table(now["items"]) != older.record["fingerprints"]["items"]:
+    if fingerprint.of_table(now["items"]) != planned["items"]:
         raise _refusal(older, "items of its experiments differ: their data files or their code changed since")
     # Payloads of probes are numbered after those of all items, so their numbers are others now.
-    unnumbered = [name for name in probes.column_names if name not in ("payload", "target")]
+    unnumbered = [name for name in tables.probes.column_names if name not in ("payload", "target")]
     if fingerprint.of_table(now["probes"].select(unnumbered)) != fingerprint.of_table(older.probes().select(unnumbered)):
         raise _refusal(older, "what its experiments ask differs: their code changed since")
     for name in older.experiments:
-        if fingerprint.of_json(analyses[name]) != fingerprint.of_json(older.analyses[name]):
+        if fingerprint.of_json(record["analyses"][name]) != fingerprint.of_json(older.analyses[name]):
             raise _refusal(older, f"the analysis of experiment {name} differs from the one it registered: its code changed since")
+    _require_same_controllers(older, now, record)
+
+
+def _require_same_controllers(older: Manifest, now: dict[str, pa.Table], record: dict[str, Any]) -> None:
+    for name, one in older.controllers.items():
+        mine = record.get("controllers", {}).get(name)
+        if mine is None or {**mine, "rule_hash": None} != {**one, "rule_hash": None}:
+            raise _refusal(older, f"the controller of experiment {name} differs from the one it planned: its code changed since")
+    for table, what in (("reserve", "places kept for controllers would move, because a new experiment needs their slots for itself"),
+                        ("bank", "what controllers hand out differs: data files or code changed since")):
+        if older.controllers and fingerprint.of_table(now[table]) != older.record["fingerprints"][table]:
+            raise _refusal(older, what)
 
 
 def _of(table: pa.Table, experiments: pa.Array) -> pa.Table:

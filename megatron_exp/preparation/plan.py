@@ -12,15 +12,24 @@ import pyarrow as pa
 from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.controllers import (
+    Reserved,
+    bank_table,
+    check_controller,
+    check_probes,
+    controller_record,
+    reserve_table,
+    reserved_places,
+)
 from megatron_exp.experiments.loading import load_experiment
-from megatron_exp.experiments.protocol import Experiment, Item
+from megatron_exp.experiments.protocol import Controller, Experiment, Item
 from megatron_exp.experiments.requests import check_items, copies_of, ranked
 from megatron_exp.experiments.tables import Wanted, insertions_table, item_rows, noise_key, probe_rows, table_of
 from megatron_exp.files import durable_directory, refuse_existing
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.payloads import PayloadStore
 from megatron_exp.manifest.reader import Manifest
-from megatron_exp.manifest.writer import table_fingerprints, write_manifest
+from megatron_exp.manifest.writer import Tables, table_fingerprints, write_manifest
 from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
@@ -44,6 +53,7 @@ class Designed:
     experiment: Experiment
     context: Context
     items: Sequence[Item]
+    controller: Controller | None
 
 
 def plan(
@@ -109,7 +119,10 @@ def design(
         )
         items = list(experiment.items(context))
         check_items(entry.name, items, stream.geometry, corpus.vocabulary_size)
-        designed.append(Designed(entry, experiment, context, items))
+        controller = experiment.controller(items, context)
+        if controller:
+            check_controller(entry.name, controller, items, stream.geometry)
+        designed.append(Designed(entry, experiment, context, items, controller))
     return designed
 
 
@@ -118,17 +131,21 @@ def _earlier(designed: Sequence[Designed], stream: Stream, config: Config) -> Ea
     return Earlier(enabled, lambda: place_all(designed, stream, config))
 
 
-def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> tuple[list[Wanted], Placement]:
-    """All requests of all experiments and their places; rank is the order of experiments, then item, arm and kind."""
-    wanted, geometry = [], stream.geometry
+def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> tuple[list[Wanted | Reserved], Placement]:
+    """All requests of all experiments and their places; rank is the order of experiments, then item, arm and kind, then the reserve."""
+    wanted: list[Wanted | Reserved] = []
+    geometry = stream.geometry
     for one in designed:
         items = {(item.item, item.arm): item for item in one.items}
         requests = ranked(one.entry.name, list(one.experiment.requests(one.items, one.context)))
         wanted += [Wanted(one.entry.name, items[request.item, request.arm], request) for request in requests]
+        if one.controller:
+            wanted += reserved_places(one.entry.name, one.controller, one.items, geometry, config.seeds.placement)
     budget = None
     if config.budget and config.budget.unit == "slots":
         budget = SlotBudget(round(config.budget.fraction * geometry.num_slots), config.seeds.placement)
-    requested = (copies_of(*one, geometry, config.seeds.placement) for one in wanted)
+    seed = config.seeds.placement
+    requested = (copies_of(*one, geometry, seed) if isinstance(one, Wanted) else one.copies for one in wanted)
     return wanted, place(requested, geometry, budget, DocumentBoundaries(stream))
 
 
@@ -139,7 +156,7 @@ def _write(
     stream: Stream,
     designed: Sequence[Designed],
     order: Order,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Wanted | Reserved],
     placement: Placement,
     extends: Manifest | None,
     base_rates: BaseRates | None,
@@ -151,20 +168,25 @@ def _write(
     rows = [row for one in enabled for row in item_rows(one.entry.name, one.items, store, base_rates)]
     items = table_of(rows, schema.ITEMS)
     insertions = insertions_table(wanted, placement, store, stream.geometry, config.seeds.placement, only=names)
+    reserve = reserve_table(wanted, placement, stream.geometry, config.seeds.placement, only=names)
+    banks = [bank_table(one.entry.name, one.controller, one.items, store) for one in enabled if one.controller]
+    bank = pa.concat_tables([schema.BANK.empty_table(), *banks]).unify_dictionaries().combine_chunks()
     probes = _probes(enabled, insertions, store)
     hashes = store.close()
-    record = _record(config, corpus, stream, enabled, insertions, items, probes)
+    tables = Tables(items, insertions, probes, reserve, bank)
+    record = _record(config, corpus, stream, enabled, tables)
     record |= {WAITING: list(order.waiting), "placing_order": [entry.name for entry in order.entries]}
     record["reference"] = reference.finish(directory) if reference else None
     record["keep_steps"] = sorted({*record["keep_steps"], *_waiting_states(config, order)})
     if base_rates:
         record["base_rates"] = {"fingerprint": base_rates.fingerprint, "ngram": base_rates.ngram}
     if extends:
-        require_same_rows(extends, items, insertions, probes, record["analyses"])
+        require_same_rows(extends, tables, record)
         record["extends"] = extends.fingerprint
-    record["perturbations"] = _perturbations([one for one in wanted if one.experiment in names], config.seeds.placement)
-    record["fingerprints"] |= table_fingerprints(items, insertions, probes, hashes)
-    write_manifest(directory, record, items, insertions, probes)
+    inserted = [one for one in wanted if isinstance(one, Wanted) and one.experiment in names]
+    record["perturbations"] = _perturbations(inserted, config.seeds.placement)
+    record["fingerprints"] |= table_fingerprints(tables, hashes)
+    write_manifest(directory, record, tables)
 
 
 def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadStore) -> pa.Table:
@@ -172,7 +194,10 @@ def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadSto
     experiment_of = insertions["experiment"].cast(pa.string()).to_numpy(zero_copy_only=False)
     for one in enabled:
         placed = insertions.filter(pa.array(experiment_of == one.entry.name)) if len(experiment_of) else insertions
-        rows += probe_rows(one.entry.name, one.experiment.probes(one.items, placed, one.context), store)
+        asked = list(one.experiment.probes(one.items, placed, one.context))
+        if one.controller:
+            check_probes(one.entry.name, one.controller, asked, one.context.geometry)
+        rows += probe_rows(one.entry.name, asked, store)
     for number, row in enumerate(rows):
         row["probe_id"] = number
     return table_of(rows, schema.PROBE_DEFINITIONS)
@@ -183,11 +208,11 @@ def _record(
     corpus: Corpus,
     stream: Stream,
     enabled: Sequence[Designed],
-    insertions: pa.Table,
-    items: pa.Table,
-    probes: pa.Table,
+    tables: Tables,
 ) -> dict[str, Any]:
     geometry = stream.geometry
+    controlled = {one.entry.name: one.controller for one in enabled if one.controller}
+    controllers = {name: controller_record(one, -(-geometry.steps // one.interval)) for name, one in controlled.items()}
     order_file = {"order_file": stream.order_root} if isinstance(stream, OlmoStream) else {}
     return {
         "name": config.name,
@@ -198,13 +223,13 @@ def _record(
         "fingerprints": {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint, "order": stream.fingerprint} | order_file,
         "extends": None,
         "experiments": [one.entry.name for one in enabled],
-        "counts": counts_of(items, insertions),
-        "budget": budget_record(insertions, geometry, config.budget),
+        "counts": counts_of(tables.items, tables.insertions),
+        "budget": budget_record(tables.insertions, tables.reserve, geometry, config.budget),
         "analyses": {one.entry.name: _analysis_record(one) for one in enabled},
-        "keep_steps": _keep_steps(probes, config),
+        "keep_steps": _keep_steps(tables.probes, config),
         "source_hashes": {one.entry.name: _source_hash(one.experiment) for one in enabled},
         "warnings": [],
-    }
+    } | ({"controllers": controllers} if controllers else {})
 
 
 def _perturbations(wanted: Sequence[Wanted], seed: int) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""Segments: one file for every model state in which something was decided, each holding the fingerprint of the one before.
+
+    RUN/segments/0000.parquet   rows: the insertions decided (SEGMENTS); metadata: number, step, decisions, previous, fingerprint
+
+The fingerprint covers content, not bytes, and the first `previous` is that of the manifest. So nobody can change, drop or exchange a decision
+without breaking the chain, and a segment made again offline is the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_exp import fingerprint
+from megatron_exp.control.loop import State
+from megatron_exp.errors import UserError
+from megatron_exp.manifest.schema import SCHEMA_VERSION, SEGMENTS
+
+DIRECTORY = "segments"
+_KEY = b"segment"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """What was decided in the model state `step`. decisions: by experiment. previous: fingerprint of segment `number` - 1, or of the manifest."""
+
+    number: int
+    step: int
+    decisions: Mapping[str, State]
+    rows: pa.Table
+    previous: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content and of all segments before."""
+        return fingerprint.of_json([self._record(), fingerprint.of_table(self.rows)])
+
+    def _record(self) -> dict[str, Any]:
+        decisions = {name: state.record() for name, state in sorted(self.decisions.items())}
+        return {"number": self.number, "step": self.step, "decisions": decisions, "previous": self.previous}
+
+    def encode(self) -> bytes:
+        """The content of its file; the same segment always gives the same bytes with the same pyarrow."""
+        metadata = orjson.dumps({**self._record(), "schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint})
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.rows.replace_schema_metadata({_KEY: metadata}), sink, compression="zstd")
+        return bytes(sink.getvalue())
+
+
+def segment_path(run_dir: Path, number: int) -> Path:
+    """Where a segment lies."""
+    return Path(run_dir) / DIRECTORY / f"{number:04d}.parquet"
+
+
+def decode(data: bytes, place: Path) -> Segment:
+    """A segment from the content of its file at `place`; UserError where it is damaged or changed."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        record = orjson.loads((table.schema.metadata or {})[_KEY])
+        decisions = {name: State.of(state) for name, state in record["decisions"].items()}
+        segment = Segment(record["number"], record["step"], decisions, table.cast(SEGMENTS), record["previous"])
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        raise _refusal(place, f"it cannot be read as a segment ({error})") from error
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise _refusal(place, f"it has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}")
+    if segment.fingerprint != record["fingerprint"]:
+        raise _refusal(place, "its content has another fingerprint than it records: it was changed after it was written")
+    return segment
+
+
+def read_segments(run_dir: Path, origin: str) -> list[Segment]:
+    """All segments of a run in order; `origin` is the fingerprint of its manifest. Empty where nothing was decided.
+
+    Raises UserError that names the first segment that is missing, damaged, or no successor of the one before.
+    """
+    paths = sorted((Path(run_dir) / DIRECTORY).glob("*.parquet"))
+    segments: list[Segment] = []
+    previous = origin
+    for number, path in enumerate(paths):
+        expected = segment_path(run_dir, number)
+        if path != expected:
+            raise _refusal(path, f"{expected.name} is missing before it")
+        segment = decode(path.read_bytes(), path)
+        if segment.number != number or segment.previous != previous:
+            before = f"segment {number - 1:04d}" if number else "the run's manifest"
+            raise _refusal(path, f"it does not follow {before}: it names {segment.previous[:12]} as the one before it, not {previous[:12]}")
+        segments.append(segment)
+        previous = segment.fingerprint
+    return segments
+
+
+def _refusal(path: Path, found: str) -> UserError:
+    return UserError(
+        f"{path}: {found}. Restore it from a copy. Without one, move it and all later segments away: training writes again what the checkpoint covers, "
+        "and decides anew what comes after it."
+    )
