@@ -30,6 +30,8 @@ TABLES = {
     "inputs.parquet": INPUTS_SCHEMA,
     "items.parquet": schema.ITEMS,
     "insertions.parquet": schema.INSERTIONS,
+    "reserve.parquet": schema.RESERVE,
+    "bank.parquet": schema.BANK,
     "probes.parquet (of a manifest)": schema.PROBE_DEFINITIONS,
     "probes.parquet (of a run)": schema.PROBES,
     "reference.parquet": reference_answers.SCHEMA,

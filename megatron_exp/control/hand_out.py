@@ -35,7 +35,7 @@ class Dispenser:
         """The places of each experiment and interval, in order of their number."""
         table = self.manifest.reserve()
         names, intervals = table["experiment"].cast(pa.string()).to_numpy(zero_copy_only=False), table["interval"].to_numpy()
-        border = np.flatnonzero((names[1:] != names[:-1]) | (intervals[1:] != intervals[:-1])) + 1 if len(table) else []
+        border = (np.flatnonzero((names[1:] != names[:-1]) | (intervals[1:] != intervals[:-1])) + 1).tolist()
         starts = [0, *border, len(table)] if len(table) else []
         return {
             (names[start], int(intervals[start])): table.slice(start, end - start) for start, end in zip(starts, starts[1:], strict=False)

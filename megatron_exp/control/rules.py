@@ -64,7 +64,11 @@ class HalveOrDouble(Rule):
 
     upper: Positive = 1.05
     lower: Positive = 0.95
-    caps: tuple[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[int, Field(gt=0)] | None], ...] = ((0.0, None), (0.19, 256), (0.59, 64))
+    caps: tuple[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[int, Field(gt=0)] | None], ...] = (
+        (0.0, None),
+        (0.19, 256),
+        (0.59, 64),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "HalveOrDouble":

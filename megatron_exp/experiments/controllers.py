@@ -70,9 +70,7 @@ def check_controller(experiment: str, controller: Controller, items: Sequence[It
             + "; correct the bank"
         )
     elif not 1 <= controller.first <= controller.largest <= _MOST_COPIES:
-        problem = (
-            f"it begins with {controller.first} copies and may go up to {controller.largest}; 1 <= first <= largest <= {_MOST_COPIES:,} is needed"
-        )
+        problem = f"it begins with {controller.first} copies and may go up to {controller.largest}; 1 <= first <= largest <= {_MOST_COPIES:,} is needed"
     elif controller.largest * intervals / len(controller.bank) > _MOST_COPIES:
         problem = f"a bank of {len(controller.bank)} could be handed out more than {_MOST_COPIES:,} times over; give it more items"
     elif not controller.target > 0:

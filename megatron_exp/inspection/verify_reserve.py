@@ -56,11 +56,15 @@ def _collisions(tables: Tables) -> Iterator[Finding]:
 def _banks(tables: Tables) -> Iterator[Finding]:
     """Bank rows are treated items with their payloads, numbered from 0, and none is longer than a reserved place."""
     bank = tables.written.bank
-    known = {
-        (row["experiment"], row["item"], row["arm"]): (row["condition"], row["payload"], row["num_tokens"])
-        for row in tables.items.select(["experiment", "item", "arm", "condition", "payload", "num_tokens", "role"]).to_pylist()
-        if row["role"] == "treated"
-    } if len(bank) else {}
+    known = (
+        {
+            (row["experiment"], row["item"], row["arm"]): (row["condition"], row["payload"], row["num_tokens"])
+            for row in tables.items.select(["experiment", "item", "arm", "condition", "payload", "num_tokens", "role"]).to_pylist()
+            if row["role"] == "treated"
+        }
+        if len(bank)
+        else {}
+    )
     rows = bank.to_pylist()
     other = [known.get((row["experiment"], row["item"], row["arm"])) != (row["condition"], row["payload"], row["length"]) for row in rows]
     yield from rows_where(np.array(other, dtype=bool), BANK_FILE, "items.parquet has no such treated item with this payload")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_exp.experiments.controllers import Reserved
 from megatron_exp.experiments.protocol import Item
 from megatron_exp.experiments.tables import Wanted
 from megatron_exp.placement.place import Placement
@@ -20,7 +21,7 @@ class _Slots(NamedTuple):
 class Earlier:
     """It implements `EarlierLike` of the experiments' context. Places are looked for when somebody asks for slots."""
 
-    def __init__(self, items: Sequence[tuple[str, Sequence[Item]]], place: Callable[[], tuple[Sequence[Wanted], Placement]]):
+    def __init__(self, items: Sequence[tuple[str, Sequence[Item]]], place: Callable[[], tuple[Sequence[Wanted | Reserved], Placement]]):
         """items: (experiment, items) of the enabled ones. place: the requests of all of them, disabled ones too, and their places."""
         self._items, self._place = items, place
 
@@ -48,6 +49,8 @@ class Earlier:
         wanted, placement = self._place()
         replaced, sources, closed = ([np.empty(0, np.uint64)] for _ in range(3))
         for number, one in enumerate(wanted):
+            if isinstance(one, Reserved):
+                continue  # places of tokens
             if one.request.kind == "swap" and one.experiment in enabled:
                 replaced.append(placement.of(number)[0])
                 sources.append(np.asarray(one.request.source_slots, np.uint64))

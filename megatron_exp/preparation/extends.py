@@ -65,8 +65,10 @@ def _require_same_controllers(older: Manifest, now: dict[str, pa.Table], record:
         mine = record.get("controllers", {}).get(name)
         if mine is None or {**mine, "rule_hash": None} != {**one, "rule_hash": None}:
             raise _refusal(older, f"the controller of experiment {name} differs from the one it planned: its code changed since")
-    for table, what in (("reserve", "places kept for controllers would move, because a new experiment needs their slots for itself"),
-                        ("bank", "what controllers hand out differs: data files or code changed since")):
+    for table, what in (
+        ("reserve", "places kept for controllers would move, because a new experiment needs their slots for itself"),
+        ("bank", "what controllers hand out differs: data files or code changed since"),
+    ):
         if older.controllers and fingerprint.of_table(now[table]) != older.record["fingerprints"][table]:
             raise _refusal(older, what)
 
