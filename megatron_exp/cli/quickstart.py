@@ -9,14 +9,17 @@ from pathlib import Path
 from rich.rule import Rule
 
 from megatron_exp.cli.show import console
+from megatron_exp.config.load import load_config
 from megatron_exp.errors import UserError
 from megatron_exp.files import refuse_existing, write_file
+from megatron_exp.manifest.reader import Manifest
 
 STEPS_PER_MINUTE = 50
 """Length of run and twin per minute asked for: on two cores of 2020 a step of either takes a third of a second."""
 
 _VOCABULARY_SIZE = 4096
 _LEAST_STEPS = 100
+_SEEDS = ("order", "placement", "assignment", "init")
 _TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 _CONFIG = """\
@@ -64,31 +67,53 @@ experiments:
 """
 
 
-def quickstart(out: Path, *, minutes: float, inputs: list[str], seed: int) -> Path:
+def quickstart(out: Path, *, minutes: float, inputs: list[str], seed: int, config: Path | None = None) -> Path:
     """Run every stage below `out`; returns the report's path.
+
+    Args:
+        out: directory for everything that is made.
+        minutes: rough time to spend; scales the built-in configuration and has no meaning for another.
+        inputs: files of the corpus; default: Python's standard library.
+        seed: of placement, assignment, order and initialisation.
+        config: another configuration than the built-in one; its `corpus.path` and `seeds` give way to those of this call.
 
     Raises UserError for mistakes in the arguments; a stage that fails ends the program with that stage's exit code.
     """
     steps = int(minutes * STEPS_PER_MINUTE)
-    if steps < _LEAST_STEPS:
+    if config is None and steps < _LEAST_STEPS:
         raise UserError(
             f"--minutes {minutes:g} gives {steps} steps; fewer than {_LEAST_STEPS} show nothing. Ask for {_LEAST_STEPS / STEPS_PER_MINUTE:.1f} or more."
         )
+    if config is not None:
+        load_config(config)  # its mistakes should show before a corpus is made
     refuse_existing(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     _prepare_corpus(out, inputs)
-    _write_config(out / "config.yaml", steps, seed)
+    if config is None:
+        config = out / "config.yaml"
+        _write_config(config, steps, seed)
+    settings = {"corpus.path": str((out / "corpus").resolve())} | {f"seeds.{name}": str(seed) for name in _SEEDS}
+    report = _stages(out, config, [word for key, value in settings.items() for word in ("--set", f"{key}={value}")])
+    console.print(Rule(style="dim"))
+    console.print(f"Finished in {(time.monotonic() - started) / 60:.1f} minutes. Open {report.resolve()}", highlight=False)
+    console.print(f"What did the model see at step 100?   megatron-exp inspect {out / 'run'} --step 100", highlight=False)
+    return report
+
+
+def _stages(out: Path, config: Path, settings: list[str]) -> Path:
+    """From the plan to the report; what needs the twin as a reference is planned once it is trained."""
     manifest, run, twin, report = (out / name for name in ("manifest", "run", "twin", "report.html"))
-    _stage("Plan: items, controls, places and probes of all experiments", "plan", out / "config.yaml", "--out", manifest)
+    _stage("Plan: items, controls, places and probes of all experiments", "plan", config, "--out", manifest, *settings)
     _stage("Train the twin: the same run without any insertion", "train", manifest, "--out", twin, "--baseline")
+    if Manifest.open(manifest).record.get("waiting_for_reference"):
+        first, manifest = manifest, out / "manifest-with-reference"
+        arguments = ("--reference", twin, "--extends", first, *settings)
+        _stage("Plan what had to wait for the twin; all rows planned before stay", "plan", config, "--out", manifest, *arguments)
     _stage("Train the run", "train", manifest, "--out", run)
     _stage("Score every experiment, run against twin", "eval", run, "--against", twin)
     _stage("Prove that the run was trained on what was planned", "verify", run)
     _stage("Write the report", "report", run, "--against", twin, "--out", report)
-    console.print(Rule(style="dim"))
-    console.print(f"Finished in {(time.monotonic() - started) / 60:.1f} minutes. Open {report.resolve()}", highlight=False)
-    console.print(f"What did the model see at step 100?   megatron-exp inspect {run} --step 100", highlight=False)
     return report
 
 
