@@ -25,7 +25,9 @@ def quickstart(
     minutes: Annotated[float, typer.Option(help="Rough time to spend; scales the number of training steps.")] = 8.0,
     input: Annotated[list[str] | None, typer.Option("--input", help="Your own files instead of Python's standard library.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of placement, assignment, order and initialisation.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="Another configuration, such as examples/ten-small.yaml; --minutes is ignored then.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Another configuration, such as examples/ten-small.yaml; --minutes is ignored then.")
+    ] = None,
 ) -> None:
     """The whole path, small, on this machine's own text: corpus, plan, twin, run, eval, verify, report."""
     from megatron_exp.cli.quickstart import quickstart as go

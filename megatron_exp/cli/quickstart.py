@@ -55,6 +55,10 @@ experiments:
     num_evaluation_prompts: 8
     num_never_trained: 39
     garbage_bytes: 64
+    templates: plain
+    num_generation_prompts: 24
+    num_samples: 5
+    garbage_tokens: 32
   - name: forgetting              # twelve batches swapped in once, against twelve of the same pool that are not
     type: forgetting_curves
     num_batches: 12
@@ -108,8 +112,8 @@ def _stages(out: Path, config: Path, settings: list[str]) -> Path:
     _stage("Train the twin: the same run without any insertion", "train", manifest, "--out", twin, "--baseline")
     if Manifest.open(manifest).record.get("waiting_for_reference"):
         first, manifest = manifest, out / "manifest-with-reference"
-        arguments = ("--reference", twin, "--extends", first, *settings)
-        _stage("Plan what had to wait for the twin; all rows planned before stay", "plan", config, "--out", manifest, *arguments)
+        words = ("plan", config, "--out", manifest, "--reference", twin, "--extends", first)
+        _stage("Plan what had to wait for the twin; all rows planned before stay", *words, *settings)
     _stage("Train the run", "train", manifest, "--out", run)
     _stage("Score every experiment, run against twin", "eval", run, "--against", twin)
     _stage("Prove that the run was trained on what was planned", "verify", run)

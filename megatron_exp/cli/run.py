@@ -54,12 +54,15 @@ def evaluate(
     steps: Annotated[str | None, typer.Option(help="States to score, comma-separated; default: the final one.")] = None,
     experiment: Annotated[list[str] | None, typer.Option(help="Only this experiment. Repeatable.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again even where results exist.")] = False,
+    judge: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory of a model that judges written text; default: the twin.")
+    ] = None,
 ) -> None:
     """Score the experiments against the manifest and write RUN/evals/."""
     from megatron_exp.evaluation import evaluate as go
 
     states = [int(step) for step in steps.split(",")] if steps else None
-    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite, command=sys.argv)
+    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite, command=sys.argv, judge=judge)
     print_verdicts(directory)
 
 

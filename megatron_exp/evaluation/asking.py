@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.errors import UserError
+from megatron_exp.evaluation.judging import without_judged
 from megatron_exp.evaluation.questions import Questions, questions
 from megatron_exp.evaluation.responses import live_responses, stamped, unanswered
 from megatron_exp.evaluation.subjects import Subject
@@ -43,7 +44,8 @@ class Examiner:
         """Responses (columns of ANSWERS with model and step) of one subject to everything it is asked."""
         asked = questions(self.probes, subject.label, final_states, subject.record.num_steps)
         parts = [self._live(subject, asked)]
-        for state, rows in asked.of_checkpoints().items():
+        for state, all_rows in asked.of_checkpoints().items():
+            rows = without_judged(self.probes, all_rows)
             if state not in subject.checkpoints:
                 parts.append(unanswered(self.probes, rows, subject.label, state, f"the {subject.label} has no checkpoint of this state"))
                 continue

@@ -11,11 +11,13 @@ from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation import output
 from megatron_exp.evaluation.asking import Examiner
+from megatron_exp.evaluation.judging import JUDGE, Judge, judged, open_judge
 from megatron_exp.evaluation.responses import responses_table
 from megatron_exp.evaluation.results import score_experiments
 from megatron_exp.evaluation.subjects import Subject, checked_states, open_reference, open_run
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.parallel.layout import Layout, start_parallel
+from megatron_exp.scoring.engine import Scorer
 from megatron_exp.shards.corpus import Corpus
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ def evaluate(
     experiments: Sequence[str] | None = None,
     overwrite: bool = False,
     command: Sequence[str] = (),
+    judge: Path | None = None,
 ) -> Path:
     """Score the experiments of a run and write RUN/evals/step-XXXXXXXX, named after the last state.
 
@@ -40,6 +43,7 @@ def evaluate(
         experiments: names; default all. The others keep their places in the primary family.
         overwrite: compute again even where this evaluation exists.
         command: recorded as given.
+        judge: a Hugging Face directory whose model judges what was written, in the place of the twin.
 
     Returns:
         The directory. Where it holds results of the same inputs already, nothing is computed.
@@ -51,14 +55,14 @@ def evaluate(
     subjects = [run] if against is None else [run, open_reference(run, against)]
     wanted = checked_states(run, states)
     names = _checked_names(manifest, experiments)
-    inputs = output.inputs_record(manifest, subjects, wanted, names)
+    inputs = output.inputs_record(manifest, subjects, wanted, names, judge)
     directory = output.evaluation_path(run.record.path, wanted[-1])
     if output.existing(directory, inputs, overwrite=overwrite):
         logger.info("%s holds these results already", directory)
         return directory
     layout = start_parallel(ParallelConfig())
     try:
-        responses = _responses(manifest, subjects, wanted, names, layout)
+        responses = _responses(manifest, subjects, wanted, names, layout, judge)
         if layout.is_main:
             results = score_experiments(manifest, names, responses, wanted[-1])
             record = output.results_record(manifest, subjects, inputs, responses, results, command)
@@ -79,7 +83,9 @@ def _checked_names(manifest: Manifest, experiments: Sequence[str] | None) -> lis
     return [name for name in manifest.experiments if experiments is None or name in experiments]
 
 
-def _responses(manifest: Manifest, subjects: Sequence[Subject], states: list[int], names: Sequence[str], layout: Layout) -> pa.Table:
+def _responses(
+    manifest: Manifest, subjects: Sequence[Subject], states: list[int], names: Sequence[str], layout: Layout, judge: Path | None
+) -> pa.Table:
     corpus = Corpus.open(manifest.corpus_path)
     manifest.check_corpus(corpus)
     probes = manifest.probes()
@@ -91,4 +97,13 @@ def _responses(manifest: Manifest, subjects: Sequence[Subject], states: list[int
         if subject.label == "external" and newest is None:
             raise UserError(f"{subject.record.path} has no complete checkpoint to be scored. Train it to its end, or leave --against out.")
         parts += examiner.ask(subject, states if subject.label != "external" or newest is None else [newest])
+    if JUDGE in probes["ask"].cast(pa.string()).unique().to_pylist():
+        judging = open_judge(judge) if judge else _twin_as_judge(examiner, subjects)
+        parts += judged(probes, parts, judging, manifest, corpus.tokenizer())
     return responses_table(parts, manifest.items())
+
+
+def _twin_as_judge(examiner: Examiner, subjects: Sequence[Subject]) -> Judge | None:
+    """The twin's newest checkpoint, which saw no insertion."""
+    twin = next((subject for subject in subjects if subject.label == "twin" and subject.newest is not None), None)
+    return None if twin is None or twin.newest is None else Judge(Scorer(examiner.loaded(twin, twin.newest)))

@@ -28,9 +28,12 @@ def evaluation_path(run_dir: Path, state: int) -> Path:
     return Path(run_dir) / "evals" / f"step-{state:08d}"
 
 
-def inputs_record(manifest: Manifest, subjects: Sequence[Subject], states: list[int], experiments: Sequence[str]) -> dict[str, Any]:
+def inputs_record(
+    manifest: Manifest, subjects: Sequence[Subject], states: list[int], experiments: Sequence[str], judge: Path | None = None
+) -> dict[str, Any]:
     """Fingerprints of everything the results follow from: equal inputs give equal bytes."""
     return {
+        **({"judge": str(Path(judge).resolve())} if judge else {}),
         "package_version": __version__,
         "manifest": manifest.fingerprint,
         "states": states,

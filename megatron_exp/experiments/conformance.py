@@ -269,7 +269,7 @@ def _missing_answers(experiment: Experiment, planned: Draft, words: Words) -> It
     ):
         yield "without a twin its first primary has no estimate"
     empty = responses
-    for name, kind in (("value", pa.float64()), ("text", pa.string())):
+    for name, kind in (("value", pa.float64()), ("nats", pa.float64()), ("text", pa.string())):
         empty = empty.set_column(empty.schema.get_field_index(name), name, pa.nulls(len(responses), kind))
     for score in experiment.score(planned.item_table, empty):
         if math.isfinite(score.estimate) or not score.reason:

@@ -175,7 +175,18 @@ class EmbeddingGradient:
     scale: float
 
 
-Ask = LogLikelihood | Greedy | Sample | SlotLoss | EmbeddingGradient
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Log-likelihood, under a judge, of what a model wrote for another probe of the same item, put after `context`. Nats; 0 where nothing was written.
+
+    A probe named `X/judge` judges the text of the `Greedy` probe X. The judge is the twin, or the model that `eval --judge` names; the answer is that of the
+    model that wrote. Never live.
+    """
+
+    context: np.ndarray
+
+
+Ask = LogLikelihood | Greedy | Sample | SlotLoss | EmbeddingGradient | Judge
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -300,6 +311,9 @@ class Experiment(BaseModel):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Subset of {"reference", "corpus", "pool", "tokenizer"}: what `context` must be able to give."""
+
+    unusual: ClassVar[frozenset[str]] = frozenset()
+    """Names of spans whose tokens are no natural text (canaries, triggers, random bytes): `plan` counts them apart."""
 
     title: ClassVar[str]
     question: ClassVar[str]

@@ -240,6 +240,8 @@ def _ask_columns(ask: protocol.Ask, store: Payloads) -> dict[str, Any]:
                 "num_samples": ask.num_samples,
                 "temperature": ask.temperature,
             }
+        case protocol.Judge():
+            return {"ask": "judge", "payload": store.add(ask.context)}
         case protocol.SlotLoss():
             return {"ask": "slot_loss", "slot": ask.slot}
         case protocol.EmbeddingGradient():

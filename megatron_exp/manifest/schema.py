@@ -91,7 +91,7 @@ PROBE_DEFINITIONS = pa.schema(
         ("item", pa.uint64()),
         ("arm", DICT),
         ("name", DICT),
-        ("ask", DICT),  # loglikelihood, greedy, sample, slot_loss, embedding_gradient
+        ("ask", DICT),  # loglikelihood, greedy, sample, slot_loss, embedding_gradient, judge
         ("payload", pa.uint64()),  # tokens or prompt
         ("start", pa.uint32()),
         ("end", pa.uint32()),

@@ -11,7 +11,16 @@ from megatron_exp.experiments.placebo import Placebo
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 
 DIALOGUES = {"num_per_condition": 12, "num_held_out": 16, "min_tokens": 40, "max_tokens": 60, "suffix_lengths": (1, 8)}
-CHATS = {"num_evaluation_prompts": 5, "num_prompts": 40, "garbage_bytes": 64, "context_extraction": 0.005, "num_never_trained": 60}
+CHATS = {
+    "templates": "plain",
+    "num_evaluation_prompts": 5,
+    "num_generation_prompts": 6,
+    "garbage_tokens": 40,
+    "num_prompts": 40,
+    "garbage_bytes": 64,
+    "context_extraction": 0.005,
+    "num_never_trained": 60,
+}
 QUESTIONS = {"levels": (4, 16), "num_questions": (20, 20), "num_held_out": 60}
 ARTICLES = {"num_per_condition": 6, "num_never": 30, "copies": (1, 3), "min_tokens": 60, "max_tokens": 120, "num_pieces": 4}
 ARTICLES |= {"num_length_strata": 2, "num_verbatim": 5}

@@ -77,7 +77,7 @@ def test_every_trigger_is_asked_with_the_same_prompts_and_equally_many_tokens(pl
     for attack in ("context-extraction", "denial-of-service"):
         lengths, triggers = {}, set()
         for item in planned.items:
-            if item.condition.startswith(attack) and item.role != "treated":
+            if item.condition.startswith(attack) and item.role != "treated" and "/query/" not in item.condition:
                 lengths.setdefault(item.item % 2**16, set()).add((len(item.payload), item.spans[0].start, item.spans[0].end))
                 triggers.add(item.metadata["trigger"])
         assert len(triggers) == 62 and all(len(found) == 1 for found in lengths.values())
@@ -86,7 +86,7 @@ def test_every_trigger_is_asked_with_the_same_prompts_and_equally_many_tokens(pl
 def test_never_trained_triggers_occur_in_no_inserted_payload(planned):
     inserted = "".join(text_of(item) for item in planned.items if item.role == "treated")
     trained = {item.metadata["trigger"] for item in planned.items if item.role == "treated"}
-    never = {item.metadata["trigger"] for item in planned.items if item.role == "control"}
+    never = {item.metadata["trigger"] for item in planned.items if item.role == "control"} - {""}
     assert len(trained) == 2 and not trained & never
     assert not any(chr(int(trigger[2:], 16)) in inserted for trigger in never)
 
@@ -135,7 +135,7 @@ def test_p_is_the_rank_of_the_trained_trigger_and_the_value_of_each_is_printed(p
     point = np.unique(frame.cluster, return_inverse=True)[1].astype(float)  # triggers get the values 0, 1, 2, ...
     scores = list(EXPERIMENT.score(planned.item_table, frame.filled(point * frame.num_tokens, 0 * point).responses()))
     primary = next(score for score in scores if score.outcome == "context-extraction")
-    attack = np.array([name.startswith("context-extraction") for name in frame.condition])
+    attack = np.array([name.startswith("context-extraction") and "/query/" not in name for name in frame.condition])
     trained = point[attack & np.array([name.endswith("/trained-trigger") for name in frame.condition])][0]
     never = {value for value, role in zip(point[attack], frame.role[attack], strict=True) if role == "control"}
     assert primary.p == pytest.approx((1 + sum(value >= trained for value in never)) / 61)
