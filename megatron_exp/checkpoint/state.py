@@ -71,7 +71,8 @@ def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer 
         raise UserError(
             f"{directory} is not a checkpoint of this model: only one of them has {names}. Use the model configuration it was saved with."
         )
-    model.chunks[0].load_state_dict(loaded["model"], strict=True)
+    for part, chunk in enumerate(model.chunks):
+        chunk.load_state_dict(loaded["model"][str(part)], strict=True)
     if optimizer:
         optimizer.load_sharded_state(loaded["optimizer"])
         _check_restored(directory, OptimizerSummary(**record["optimizer"]), optimizer.summary())
@@ -95,8 +96,10 @@ def content_metadata() -> dict[str, Any]:
 
 def _state(model: LanguageModel, optimizer: Optimizer | None, is_loading: bool) -> dict[str, Any]:
     metadata = {**content_metadata(), "dp_cp_group": data_parallel_group()}
-    # The bare model's: inside its gradient buffers every name would begin with `module.`
-    state = {"model": model.chunks[0].sharded_state_dict(metadata=metadata)}
+    model.complete_weights()
+    # The bare model's: inside its gradient buffers every name would begin with `module.`. Tensors are stored under names of their own,
+    # which count layers over the whole model, so it does not matter under which part of this rank they stand here.
+    state: dict[str, Any] = {"model": {str(part): chunk.sharded_state_dict(metadata=metadata) for part, chunk in enumerate(model.chunks)}}
     if optimizer:
         state["optimizer"] = optimizer.sharded_state(state["model"], is_loading, metadata)
     return state

@@ -66,9 +66,14 @@ def _megatron() -> Finding:
 
 
 def _transformer_engine() -> Finding:
-    version = _version("transformer-engine") or _version("transformer_engine")
-    missing = "not installed; needed for FP8 and the fused layers on GPUs: pip install 'megatron-exp[cuda]'"
-    return Finding("Transformer Engine", version is not None, version or missing)
+    from megatron_exp.model.precision import ENGINE_VERSIONS, INSTALL_ENGINE, engine_version, is_tested_engine
+
+    version = engine_version()
+    if version is None:
+        return Finding("Transformer Engine", False, f"not installed; needed for FP8 and the fused layers on GPUs: {INSTALL_ENGINE}")
+    lowest, highest = ENGINE_VERSIONS
+    tested = is_tested_engine(version)
+    return Finding("Transformer Engine", tested, version if tested else f"{version}, but {lowest} up to, not including, {highest} is wanted")
 
 
 def _apex() -> Finding:
@@ -77,10 +82,11 @@ def _apex() -> Finding:
         return Finding(
             "apex", False, "not installed; optional, only from NVIDIA's source (the package of that name on the index is unrelated)"
         )
-    import importlib.util
+    from megatron_exp.model.olmo2 import has_fused_gradient_sums
 
-    found = importlib.util.find_spec("amp_C") is not None
-    return Finding("apex", found, f"{version}" if found else f"{version}, but without NVIDIA's kernels (amp_C): it is not used")
+    if has_fused_gradient_sums():
+        return Finding("apex", True, f"{version}; weight gradients are summed inside the products")
+    return Finding("apex", False, f"{version}, but without NVIDIA's kernels (fused_weight_gradient_mlp_cuda): it is not used")
 
 
 def _fp8() -> Finding:

@@ -80,11 +80,15 @@ class ModelConfig(Strict):
 
 
 class ParallelConfig(Strict):
-    """Degrees of tensor, pipeline and context parallelism; the rest of the processes is data-parallel."""
+    """Degrees of tensor, pipeline and context parallelism; the rest of the processes is data-parallel.
+
+    virtual: parts of the model on each pipeline stage (interleaved schedule); they take turns, which shortens the stages' idle time.
+    """
 
     tp: Positive = 1
     pp: Positive = 1
     cp: Positive = 1
+    virtual: Positive = 1
     sequence_parallel: bool = False
 
 
@@ -132,11 +136,18 @@ class ValidationConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """Everything the trainer needs beyond data."""
+    """Everything the trainer needs beyond data.
+
+    recompute `full`: keep only the input of each layer and compute the rest again in the backward pass: less memory, same weights.
+
+    deterministic: on GPUs use only kernels and collectives whose sums have a fixed order (slower); on CPU runs always repeat.
+    """
 
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     fp8_recipe: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] = "tensorwise"
     micro_batch_size: Positive = 1
+    recompute: Literal["none", "full"] = "none"
+    deterministic: bool = False
     parallel: ParallelConfig = ParallelConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

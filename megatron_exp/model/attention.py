@@ -32,7 +32,9 @@ class CausalAttention(torch.nn.Module):
             visible = self._visible(group.rank(), key.shape[0], query.device)
         query, key, value = (part.permute(1, 2, 0, 3) for part in (query, key, value))
         grouped = query.shape[1] != key.shape[1]
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
+        # With keys of earlier positions kept, there is one query only: the last position, which sees them all.
+        causal = visible is None and query.shape[2] == key.shape[2]
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=causal, enable_gqa=grouped)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
     def _visible(self, rank: int, length: int, device: torch.device) -> torch.Tensor:

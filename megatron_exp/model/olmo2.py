@@ -32,13 +32,15 @@ class Olmo2Model(GPTModel):
         return torch.stack([losses, normalizers], dim=-1).transpose(0, 1).contiguous()
 
 
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed; megatron-core accepts FP8 without it and then ignores it."""
-    return importlib.util.find_spec("transformer_engine") is not None
+def has_fused_gradient_sums() -> bool:
+    """Whether NVIDIA's apex with its kernels is there, which adds weight gradients to their fp32 buffer inside the product."""
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
-def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, fp8_recipe: str | None) -> TransformerConfig:
-    """The numbers of the model and how it is divided; `fp8_recipe` None means no FP8."""
+def transformer_config(
+    shape: ModelShape, layout: Layout, dtype: torch.dtype, fp8_recipe: str | None, with_engine: bool = False, recompute: bool = False
+) -> TransformerConfig:
+    """The numbers of the model, how it is divided, and which fused kernels it uses; `fp8_recipe` None means no FP8."""
     on_gpu = layout.device.type == "cuda"
     return TransformerConfig(
         num_layers=shape.layers,
@@ -56,6 +58,7 @@ def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, fp
         hidden_dropout=0.0,
         tensor_model_parallel_size=layout.tp_size,
         pipeline_model_parallel_size=layout.pp_size,
+        virtual_pipeline_model_parallel_size=layout.virtual_size if layout.virtual_size > 1 else None,
         context_parallel_size=layout.cp_size,
         sequence_parallel=layout.sequence_parallel,
         params_dtype=dtype,
@@ -63,20 +66,29 @@ def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, fp
         bf16=dtype == torch.bfloat16,
         fp8="hybrid" if fp8_recipe else None,
         fp8_recipe=fp8_recipe or "delayed",
+        fp8_amax_history_len=1024 if fp8_recipe == "delayed" else 1,  # megatron's default of 1 forgets every outlier at once
+        fp8_amax_compute_algo="max" if fp8_recipe == "delayed" else "most_recent",
+        recompute_granularity="full" if recompute else None,
+        recompute_method="uniform" if recompute else None,
+        recompute_num_layers=1 if recompute else None,
+        deterministic_mode=layout.deterministic and on_gpu,
         perform_initialization=False,  # weights come from model/initialization.py
         calculate_per_token_loss=True,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=on_gpu and has_fused_gradient_sums(),
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        apply_rope_fusion=False,
+        apply_rope_fusion=with_engine,
     )
 
 
-def layer_specs(config: TransformerConfig, with_transformer_engine: bool) -> TransformerBlockSubmodules:
-    """What the transformer block of this rank is built from: PyTorch modules, or Transformer Engine's linear layers and attention."""
-    if with_transformer_engine:
+def layer_specs(config: TransformerConfig, with_engine: bool, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """What a transformer block of this rank is built from: PyTorch modules, or Transformer Engine's linear layers and attention.
+
+    Context parallelism is Transformer Engine's own there, and the gather of keys in `CausalAttention` here.
+    """
+    if with_engine:
         from megatron.core.extensions.transformer_engine import (
             TEColumnParallelLinear,
             TEDotProductAttention,
@@ -89,7 +101,7 @@ def layer_specs(config: TransformerConfig, with_transformer_engine: bool) -> Tra
     else:
         layer = _layer(config, ColumnParallelLinear, RowParallelLinear, CausalAttention, RMSNorm)
         norm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
 
 
 def _layer(config: TransformerConfig, column: type, row: type, attention: type, norm: type) -> ModuleSpec:

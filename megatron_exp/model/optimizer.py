@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 
 from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.parallel.layout import Layout
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -112,23 +113,47 @@ class Optimizer:
         return [part for part in self._megatron.chained_optimizers if isinstance(part.optimizer, torch.optim.AdamW)]
 
 
-def build_optimizer(model: LanguageModel, config: OptimizerConfig) -> Optimizer:
-    """Add gradient buffers to the model (its `training_chunks`) and build AdamW over them; once per model.
+def overlaps(layout: Layout) -> bool:
+    """Whether gradients and weights travel between replicas while others are computed: on GPUs, where there is something to overlap."""
+    return layout.device.type == "cuda" and layout.dp_size * layout.cp_size > 1
 
-    Weight decay applies to everything but the input embedding: norms and head included, as in OLMo-2.
-    """
-    assert not model.training_chunks, "this model has an optimizer already"
-    buffer_config = DistributedDataParallelConfig(
+
+def buffer_config(overlap: bool) -> DistributedDataParallelConfig:
+    """How gradients are summed: in fp32 whatever the weights are, each replica keeping its share of the sums."""
+    return DistributedDataParallelConfig(
         use_distributed_optimizer=True,
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=model.layout.device.type == "cuda",
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap,
         check_for_nan_in_grad=True,
+        average_in_collective=False,  # sums, so that the order of divisions does not depend on the layout
     )
-    buffers = [DistributedDataParallel(model.config, buffer_config, chunk) for chunk in model.callable_chunks]
+
+
+def build_optimizer(model: LanguageModel, config: OptimizerConfig, overlap: bool | None = None) -> Optimizer:
+    """Add gradient buffers to the model (its `training_chunks`) and build AdamW over them; once per model.
+
+    Weight decay applies to everything but the input embedding: norms and head included, as in OLMo-2. `overlap`: see `overlaps`.
+    """
+    assert not model.training_chunks, "this model has an optimizer already"
+    overlap = overlaps(model.layout) if overlap is None else overlap
+    buffers = [
+        # Later parts' gradients are ready while earlier parts are still computed: only the first is worth sending in pieces.
+        DistributedDataParallel(model.config, buffer_config(overlap), chunk, disable_bucketing=part > 0)
+        for part, chunk in enumerate(model.callable_chunks)
+    ]
     model.training_chunks = list(buffers)
     model.config.finalize_model_grads_func = finalize_model_grads
-    model.config.no_sync_func = buffers[0].no_sync
-    numbers = MegatronOptimizerConfig(
+    no_sync = [buffer.no_sync for buffer in buffers]
+    model.config.no_sync_func = no_sync if len(buffers) > 1 else no_sync[0]
+    overrides = {ParamKey(name="*embedding.word_embeddings.weight"): {"wd_mult": 0.0}}
+    numbers = megatron_optimizer_config(model, config, overlap)
+    return Optimizer(get_megatron_optimizer(numbers, buffers, config_overrides=overrides), buffers, config)
+
+
+def megatron_optimizer_config(model: LanguageModel, config: OptimizerConfig, overlap: bool) -> MegatronOptimizerConfig:
+    """AdamW over fp32 masters; the learning rate is set before every step."""
+    return MegatronOptimizerConfig(
         optimizer="adam",
         lr=0.0,
         weight_decay=config.weight_decay,
@@ -139,9 +164,9 @@ def build_optimizer(model: LanguageModel, config: OptimizerConfig) -> Optimizer:
         bf16=model.dtype == torch.bfloat16,
         params_dtype=model.dtype,
         use_distributed_optimizer=True,
+        overlap_param_gather=overlap,
+        fp8_recipe=model.fp8_recipe,
     )
-    overrides = {ParamKey(name="*embedding.word_embeddings.weight"): {"wd_mult": 0.0}}
-    return Optimizer(get_megatron_optimizer(numbers, buffers, config_overrides=overrides), buffers, config)
 
 
 @torch.no_grad()

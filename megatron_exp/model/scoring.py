@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.fp8_scaling import preserved_scaling
 from megatron_exp.model.loss import is_most_likely, token_losses
 from megatron_exp.model.step import from_last_stage, split_batch
 from megatron_exp.parallel.slices import batch_positions, embedding_positions, length_multiple
@@ -33,12 +34,12 @@ def token_scores(model: LanguageModel, tokens: torch.Tensor) -> TokenScores:
     inputs, labels, _ = split_batch(model.layout, padded, padded[:, 1:])
     group = parallel_state.get_tensor_model_parallel_group()
 
-    def keep(logits: torch.Tensor) -> torch.Tensor:
-        losses, _ = token_losses(logits, labels, group)
-        return torch.stack([losses, is_most_likely(logits, labels, group)], dim=-1)
+    def keep(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        losses, _ = token_losses(logits, labels[rows], group)
+        return torch.stack([losses, is_most_likely(logits, labels[rows], group)], dim=-1)
 
-    with _reading(model), torch.no_grad():
-        scores = _run(model, lambda chunk: chunk(inputs, None, None), keep, inputs.shape)
+    with reading(model), torch.no_grad():
+        scores = _run(model, lambda chunk, rows: chunk(inputs[rows], None, None), keep, inputs.shape)
     if scores is None:
         scores = torch.empty((*inputs.shape, 2), dtype=torch.float32, device=inputs.device)
     held = batch_positions(model.layout, padded.shape[1] - 1)
@@ -55,19 +56,19 @@ def next_token_logits(model: LanguageModel, tokens: torch.Tensor, positions: tor
     held = batch_positions(model.layout, padded.shape[1])
     inputs = padded.to(model.layout.device)[:, held]
     found = held[None, :] == positions.to(held.device)[:, None]  # [b, s], one hit over all context-parallel ranks
-    rows, columns = found.nonzero(as_tuple=True)
 
-    def pick(output: torch.Tensor) -> torch.Tensor:
+    def pick(output: torch.Tensor, rows: slice) -> torch.Tensor:
+        hits, columns = found[rows].nonzero(as_tuple=True)
         picked = output.new_zeros((len(output), output.shape[2]), dtype=torch.float32)
-        picked[rows] = output[rows, columns].float()
+        picked[hits] = output[hits, columns].float()
         return picked
 
-    with _reading(model), torch.no_grad():
-        logits = _run(model, lambda chunk: chunk(inputs, None, None), pick, inputs.shape)
+    with reading(model), torch.no_grad():
+        logits = _run(model, lambda chunk, rows: chunk(inputs[rows], None, None), pick, inputs.shape)
     if logits is None:
         logits = torch.empty((len(inputs), model.shape.vocabulary_size // model.layout.tp_size), dtype=torch.float32, device=inputs.device)
     dist.all_reduce(from_last_stage(model.layout, logits), group=parallel_state.get_context_parallel_group())
-    return torch.cat(_gather(logits, parallel_state.get_tensor_model_parallel_group()), dim=1)
+    return torch.cat(gather(logits, parallel_state.get_tensor_model_parallel_group()), dim=1)
 
 
 def embedding_gradients(model: LanguageModel, tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -85,20 +86,20 @@ def embedding_gradients(model: LanguageModel, tokens: torch.Tensor, loss_mask: t
         captured.append(output.detach().requires_grad_())
         return captured[-1]
 
-    def loss(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        total = (output[..., 0] * mask).sum()
-        return total, mask.sum(dtype=torch.int32), total.detach().clone()
+    def loss(output: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total = (output[..., 0] * mask[rows]).sum()
+        return total, mask[rows].sum(dtype=torch.int32), total.detach().clone()
 
-    with _reading(model), _frozen(model), contextlib.ExitStack() as hooks:
+    with reading(model), _frozen(model), contextlib.ExitStack() as hooks:
         for chunk in model.chunks:
             if chunk.pre_process:
                 hooks.enter_context(contextlib.closing(_Hook(chunk.embedding.register_forward_hook(capture))))
-        _schedule(model, lambda chunk: chunk(inputs, None, None, labels=labels), loss, inputs.shape, forward_only=False)
+        _schedule(model, lambda chunk, rows: chunk(inputs[rows], None, None, labels=labels[rows]), loss, inputs.shape, forward_only=False)
     held = embedding_positions(model.layout, padded)
     gradient = torch.empty((len(inputs), len(held), model.shape.hidden), device=inputs.device)
-    for embeddings in captured:  # on the first stage, once
+    for rows, embeddings in zip(_row_groups(model, len(inputs)), captured, strict=False):  # captured on the first stage only
         assert embeddings.grad is not None
-        gradient.copy_(embeddings.grad.transpose(0, 1))
+        gradient[rows] = embeddings.grad.transpose(0, 1).float()
     if model.layout.pp_size > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(gradient, src=parallel_state.get_pipeline_model_parallel_first_rank(), group=group)
@@ -113,14 +114,15 @@ class _Hook:
 
 
 @contextlib.contextmanager
-def _reading(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode, without noise; the mode before is restored."""
+def reading(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode, without noise; the mode before and what FP8 remembers of training are restored."""
     was_training = [chunk.training for chunk in model.callable_chunks]
     model.noise.clear()
     for chunk in model.callable_chunks:
         chunk.eval()
     try:
-        yield
+        with preserved_scaling(model.chunks if model.precision == "fp8" else ()):
+            yield
     finally:
         for chunk, training in zip(model.callable_chunks, was_training, strict=True):
             chunk.train(training)
@@ -142,24 +144,44 @@ def _frozen(model: LanguageModel) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-_Call = Callable[[torch.nn.Module], torch.Tensor]
+_Call = Callable[[torch.nn.Module, slice], torch.Tensor]
+"""A forward pass of one part of the model over some rows of the batch."""
 
 
-def _run(model: LanguageModel, call: _Call, keep: Callable[[torch.Tensor], torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
+def _run(model: LanguageModel, call: _Call, keep: Callable[[torch.Tensor, slice], torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
     """What `keep` makes of the last stage's output for one batch [b, s]; None on the other stages."""
-    outputs = _schedule(model, call, lambda output, non_loss_data: keep(output), shape, forward_only=True)
-    return outputs[0] if outputs else None
+    outputs = _schedule(model, call, keep, shape, forward_only=True)
+    return torch.cat(outputs) if outputs else None
 
 
-def _schedule(model: LanguageModel, call: _Call, loss: Callable[..., Any], shape: torch.Size, forward_only: bool) -> list[Any]:
+def _row_groups(model: LanguageModel, num_rows: int) -> list[slice]:
+    """The rows that go through the model together: all, or with interleaved stages one group per stage, all of one size.
+
+    Interleaved stages take turns over as many micro-batches as there are stages. Where rows do not divide, groups overlap: some rows are
+    computed twice, with the same result.
+    """
+    num_groups = model.layout.pp_size if model.layout.virtual_size > 1 else 1
+    size = -(-num_rows // num_groups)
+    starts = [min(group * size, num_rows - size) for group in range(num_groups)]
+    return [slice(start, start + size) for start in starts]
+
+
+def _schedule(model: LanguageModel, call: _Call, use: Callable[..., Any], shape: torch.Size, forward_only: bool) -> list[Any]:
+    """Run megatron's schedule over the rows [b, s]; `use(output, rows)` is what the last stage does with an output. Its results, in order of rows."""
+    groups = _row_groups(model, shape[0])
+
+    def step(rows: Iterator[slice], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+        these = next(rows)
+        return call(chunk, these), lambda output, non_loss_data=False: use(output, these)
+
     return get_forward_backward_func()(
-        forward_step_func=lambda batches, chunk: (call(chunk), loss),
-        data_iterator=None,
+        forward_step_func=step,
+        data_iterator=[iter(groups) for _ in model.chunks],
         model=model.callable_chunks,
-        num_microbatches=1,
+        num_microbatches=len(groups),
         # The schedule divides the length over context-parallel ranks for the shape of what stages send each other.
         seq_length=shape[1] * model.layout.cp_size,
-        micro_batch_size=shape[0],
+        micro_batch_size=groups[0].stop - groups[0].start,
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
     )
@@ -180,13 +202,14 @@ def _whole(model: LanguageModel, part: torch.Tensor, held: torch.Tensor, sequenc
     """[b, S, ...] of all positions from each rank's [b, s, ...] and the int64 [s] positions it holds."""
     groups = [parallel_state.get_tensor_model_parallel_group()] if sequence_parallel else []
     for group in [*groups, parallel_state.get_context_parallel_group()]:
-        part, held = torch.cat(_gather(part, group), dim=1), torch.cat(_gather(held, group))
+        part, held = torch.cat(gather(part, group), dim=1), torch.cat(gather(held, group))
     whole = torch.empty_like(part)
     whole[:, held] = part
     return whole
 
 
-def _gather(part: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+def gather(part: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """The tensors of all ranks of the group, which have one shape."""
     if group.size() == 1:
         return [part]
     parts = [torch.empty_like(part) for _ in range(group.size())]

@@ -28,6 +28,7 @@ class MicroBatch:
     """Rows that go through the model together.
 
     tokens: int64 [b, S + 1], the last is only a label. loss_mask: uint8 [b, S], 1 where the loss of a position counts.
+    Both have no content (device "meta") on a stage that reads no data, see `Layout.reads_data`.
     noise: per row, what is added to its input embeddings; may be left empty.
     """
 
@@ -56,7 +57,7 @@ def micro_batch_rows(layout: Layout, global_batch_size: int, micro_batch_size: i
     Micro-batch m of replica r holds rows (m * dp + r) * size onwards, so the global batch is the same set in any layout.
 
     Raises:
-        UserError: where the global batch cannot be divided.
+        UserError: where the global batch cannot be divided, or not into as many micro-batches as interleaved stages need.
     """
     at_once = micro_batch_size * layout.dp_size
     if global_batch_size % at_once:
@@ -65,6 +66,12 @@ def micro_batch_rows(layout: Layout, global_batch_size: int, micro_batch_size: i
             f"on {layout.dp_size} data-parallel replicas: {at_once} slots go through at once. Choose a micro_batch_size so that the product divides it."
         )
     starts = range(layout.dp_rank * micro_batch_size, global_batch_size, at_once)
+    if layout.virtual_size > 1 and len(starts) % layout.pp_size:
+        raise UserError(
+            f"training.parallel.virtual = {layout.virtual_size} lets the {layout.pp_size} pipeline stages take turns over groups of {layout.pp_size} "
+            f"micro-batches, but a replica has {len(starts)} of them in a step. Choose geometry.global_batch_size and training.micro_batch_size so that their "
+            f"number is a multiple of training.parallel.pp, or leave virtual out."
+        )
     return [range(start, start + micro_batch_size) for start in starts]
 
 
@@ -73,7 +80,7 @@ def train_step(model: LanguageModel, optimizer: Optimizer, micro_batches: Sequen
     optimizer.zero_grad()
     sums = get_forward_backward_func()(
         forward_step_func=lambda batches, chunk: _forward(model, next(batches), chunk),
-        data_iterator=iter(micro_batches),
+        data_iterator=[iter(micro_batches) for _ in model.training_chunks],
         model=model.training_chunks,
         num_microbatches=len(micro_batches),
         seq_length=micro_batches[0].loss_mask.shape[1],
@@ -88,6 +95,8 @@ def train_step(model: LanguageModel, optimizer: Optimizer, micro_batches: Sequen
 
 def _forward(model: LanguageModel, batch: MicroBatch, chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     """One micro-batch through one chunk, as megatron's schedules ask; the second value turns the output into a loss."""
+    if not model.layout.reads_data:
+        return chunk(None, None, None), None  # megatron asks for a loss on the last stage only
     inputs, labels, mask = split_batch(model.layout, batch.tokens, batch.loss_mask)
     model.noise.set(batch.noise)
     output = chunk(inputs, None, None, labels=labels)

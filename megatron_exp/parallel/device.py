@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import platform
+import resource
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ _MODULES = (
     "models.common.embeddings.rotary_pos_embedding",
     "tensor_parallel.layers",
     "tensor_parallel.mappings",
+    "transformer.attention",
     "pipeline_parallel.schedules",
     "pipeline_parallel.p2p_communication",
     "distributed.param_and_grad_buffer",
@@ -55,6 +57,37 @@ def choose_device(local_rank: int) -> torch.device:
 def current_device() -> torch.device:
     """Where this process keeps weights and batches."""
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+def compute_capability() -> tuple[int, int]:
+    """(major, minor) of this process's GPU; (0, 0) on CPU."""
+    return torch.cuda.get_device_capability() if has_cuda() else (0, 0)
+
+
+_PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989.4e12,
+    "H800": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
+"""Dense 16-bit operations per second with 32-bit sums, by a part of the GPU's name, first match (NVIDIA's data sheets)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The 16-bit matrix operations per second that the device could do at most; None where that is not known, as on any CPU."""
+    name = describe_device(device) if device.type == "cuda" else ""
+    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held at once: on the device by tensors, or by this process on CPU; since the process started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_device(device: torch.device) -> str:
@@ -94,6 +127,10 @@ def adapt_megatron() -> None:
             function.__code__ = _with_cpu_names(function.__code__)
     rotary = importlib.import_module("megatron.core.models.common.embeddings.rotary_pos_embedding")
     rotary.get_pos_emb_on_this_cp_rank = _positions_of_context_rank  # type: ignore[attr-defined]
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    # Recomputation saves and restores the generator of the CUDA device, of which there is none; the CPU's own it treats as ever.
+    random._get_cuda_rng_state = lambda *args, **kwargs: None  # type: ignore[attr-defined]
+    random._set_cuda_rng_state = lambda *args, **kwargs: None  # type: ignore[attr-defined]
 
 
 def _functions(module: types.ModuleType) -> Iterator[types.FunctionType]:

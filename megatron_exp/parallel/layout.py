@@ -19,6 +19,7 @@ class Layout:
     """The place of this process in the grid of tensor (tp), context (cp), data (dp) and pipeline (pp) parallelism.
 
     threads: CPU threads of this process; sums on CPU depend on it, so two runs must agree on it to be bitwise equal.
+    virtual_size: parts of the model on each pipeline stage. deterministic: only kernels and collectives with a fixed order of sums.
     """
 
     rank: int
@@ -34,6 +35,8 @@ class Layout:
     dp_size: int
     sequence_parallel: bool
     threads: int
+    virtual_size: int = 1
+    deterministic: bool = False
 
     @property
     def is_first_stage(self) -> bool:
@@ -44,6 +47,11 @@ class Layout:
     def is_last_stage(self) -> bool:
         """Whether this process computes the loss (last pipeline stage)."""
         return self.pp_rank == self.pp_size - 1
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether this process needs the content of slots: the stages between the first and the last only pass activations on."""
+        return self.is_first_stage or self.is_last_stage
 
     @property
     def is_main(self) -> bool:
@@ -100,12 +108,13 @@ def _read_launcher() -> _Processes:
     )
 
 
-def start_parallel(config: ParallelConfig, threads: int | None = None) -> Layout:
+def start_parallel(config: ParallelConfig, threads: int | None = None, deterministic: bool = False) -> Layout:
     """Join the run's processes: those that torchrun started, or this one alone.
 
     Args:
         config: degrees of tensor, pipeline and context parallelism; the rest of the processes is data-parallel.
         threads: CPU threads of this process. Default: the machine's cores divided among the processes on it.
+        deterministic: on GPUs allow only what has a fixed order of sums; nothing changes on CPU, where runs repeat anyway.
 
     Raises:
         UserError: where the number of processes cannot be divided as asked.
@@ -115,10 +124,31 @@ def start_parallel(config: ParallelConfig, threads: int | None = None) -> Layout
     cores = len(os.sched_getaffinity(0))
     threads = threads or max(1, cores // processes.local_world_size)
     torch.set_num_threads(threads)
+    if deterministic and devices.has_cuda():
+        _require_determinism()
     device = devices.choose_device(processes.local_rank)
     store = _launched_store() if processes.launched else dist.HashStore()
     dist.init_process_group(devices.backend(), store=store, rank=processes.rank, world_size=processes.world_size)
-    return _place(config, processes, device, threads)
+    return _place(config, processes, device, threads, deterministic)
+
+
+_DETERMINISM = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0"}
+"""What cuBLAS, NCCL and Transformer Engine read from the environment (megatron's own deterministic mode asks for the same)."""
+
+
+def _require_determinism() -> None:
+    """Tell the libraries before any of them has started; the processes of a run keep this until they end.
+
+    Raises:
+        UserError: where the environment asks one of them for something else.
+    """
+    for name, value in _DETERMINISM.items():
+        if os.environ.setdefault(name, value) != value:
+            raise UserError(
+                f"training.deterministic is on, but the environment has {name}={os.environ[name]}; only {value} gives sums in a fixed order. "
+                f"Unset {name}, or turn training.deterministic off."
+            )
+    torch.use_deterministic_algorithms(True)
 
 
 _start_numbers = itertools.count()
@@ -135,7 +165,7 @@ def _launcher_store() -> dist.Store:
     return store
 
 
-def _place(config: ParallelConfig, processes: _Processes, device: torch.device, threads: int) -> Layout:
+def _place(config: ParallelConfig, processes: _Processes, device: torch.device, threads: int, deterministic: bool) -> Layout:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
@@ -146,6 +176,7 @@ def _place(config: ParallelConfig, processes: _Processes, device: torch.device, 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,
         pipeline_model_parallel_size=config.pp,
+        virtual_pipeline_model_parallel_size=config.virtual if config.virtual > 1 else None,
         context_parallel_size=config.cp,
     )
     return Layout(
@@ -162,10 +193,17 @@ def _place(config: ParallelConfig, processes: _Processes, device: torch.device, 
         dp_size=parallel_state.get_data_parallel_world_size(),
         sequence_parallel=config.sequence_parallel and config.tp > 1,
         threads=threads,
+        virtual_size=config.virtual,
+        deterministic=deterministic,
     )
 
 
 def _check_degrees(config: ParallelConfig, world_size: int) -> None:
+    if config.virtual > 1 and config.pp == 1:
+        raise UserError(
+            f"training.parallel.virtual = {config.virtual} divides each pipeline stage into parts, but there is only one stage (training.parallel.pp = 1). "
+            "Raise pp, or leave virtual out."
+        )
     needed = config.tp * config.pp * config.cp
     if world_size % needed:
         raise UserError(

@@ -5,18 +5,20 @@ Shapes: b rows, W positions of a batch, S the model's sequence length, V its voc
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from megatron_exp.model.noise import applied_noise
-from megatron_exp.scoring.batches import Batch, pack, padded, share
+from megatron_exp.scoring.batches import WIDTH_MULTIPLE, Batch, pack, padded, share
 from megatron_exp.seeding import Words
 from megatron_exp.stream.base import NoiseSpec
 
 _LOGITS_PER_BATCH = 1 << 23
-"""Bound on positions x vocabulary of one forward pass: 32 MiB of fp32 logits."""
+"""Bound on positions x vocabulary of one forward pass on CPU: 32 MiB of fp32 logits."""
+_NEXT_LOGITS_PER_BATCH = 1 << 24
+"""Bound on rows x vocabulary where only the last position's logits are made: 64 MiB."""
 
 
 BROKEN = -1
@@ -43,6 +45,14 @@ class LogLikelihoods(NamedTuple):
     greedy: np.ndarray
 
 
+class Reader(Protocol):
+    """Reads the same rows further and further, with what it has read kept."""
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        """fp32 [b, V] logits of what follows, given the next tokens int64 [b, k]; k is 1 but for the first call."""
+        ...
+
+
 class TokenScores(NamedTuple):
     """Of one batch. losses: fp32 [b, W], nats of the token after each position. most_likely: bool [b, W], whether it is the argmax."""
 
@@ -67,6 +77,8 @@ class BatchedScorer(abc.ABC):
         self.vocabulary_size = vocabulary_size
         self.noise_dtype = noise_dtype
         self.max_tokens = max_tokens or max(sequence_length, _LOGITS_PER_BATCH // vocabulary_size)
+        self.max_kept_tokens = self.max_tokens
+        """Bound on rows x width of a batch whose keys and values are kept."""
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> LogLikelihoods:
         """Sum of log-probabilities of each span, given everything before it; equal sequences are run once."""
@@ -99,7 +111,7 @@ class BatchedScorer(abc.ABC):
 
         def write(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
             del batch
-            return self._generate(chosen, num_tokens, lambda logits, t: logits.argmax(axis=1))
+            return self._generate(chosen, num_tokens, lambda logits, rows, t: logits.argmax(axis=1))
 
         return self._continue(prompts, num_tokens, write)
 
@@ -132,7 +144,7 @@ class BatchedScorer(abc.ABC):
         uniforms = np.stack([Words(key).uniforms(num_tokens) for key in keys]) if len(keys) else np.zeros((0, num_tokens))
 
         def draw(batch: Batch, chosen: list[np.ndarray]) -> np.ndarray:
-            return self._generate(chosen, num_tokens, lambda logits, t: drawn(logits, temperature, uniforms[batch.rows, t]))
+            return self._generate(chosen, num_tokens, lambda logits, rows, t: drawn(logits, temperature, uniforms[batch.rows[rows], t]))
 
         return self._continue(prompts, num_tokens, draw)
 
@@ -186,18 +198,51 @@ class BatchedScorer(abc.ABC):
         def answer(batch: Batch) -> None:
             written[batch.rows] = generate(batch, [np.asarray(prompts[row]) for row in batch.rows])
 
-        self._run(lengths, answer)
+        if not self._keeps:
+            self._run(lengths, answer)
+        else:
+            # Rows are read together from the shortest prompt's end on, so longer ones spend a pass for each token they have more.
+            rows = max(1, _NEXT_LOGITS_PER_BATCH // self.vocabulary_size)
+            self._run(lengths, answer, pack(np.asarray(lengths), self.max_kept_tokens, self.sequence_length, rows, max(num_tokens, WIDTH_MULTIPLE)))
         return self._over_replicas(written).astype(np.int64)
 
-    def _generate(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-        """int64 [b, num_tokens], one forward pass per token over the whole text so far; `choose(logits [b, V], t)` gives ids [b]."""
+    def _generate(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """int64 [b, num_tokens]; `choose(logits [n, V], rows [n], t)` gives the ids of token t of some of the rows."""
+        if self._keeps:
+            return self._read_on(prompts, num_tokens, choose)
+        return self._read_anew(prompts, num_tokens, choose)
+
+    def _read_on(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """With keys and values kept: up to the end of the shortest prompt at once, then one position at a time.
+
+        A row whose prompt goes on is given its prompt's next token, the others what they wrote.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts])
+        end = int(lengths.max()) + num_tokens
+        text = padded(prompts, end)
+        rows, is_broken = np.arange(len(prompts)), np.zeros(len(prompts), bool)
+        read = self._reader(len(prompts), end - 1)
+        first = 0
+        for position in range(int(lengths.min()), end):
+            logits = read(text[:, first:position])
+            first = position
+            writing = rows[(lengths <= position) & (position < lengths + num_tokens)]
+            its_logits = logits[writing]
+            is_broken[writing] |= ~np.isfinite(its_logits.max(axis=1))
+            for t in np.unique(position - lengths[writing]).tolist():
+                these = lengths[writing] == position - t
+                text[writing[these], position] = choose(its_logits[these], writing[these], t)
+        return np.where(is_broken[:, None], BROKEN, text[rows[:, None], lengths[:, None] + np.arange(num_tokens)])
+
+    def _read_anew(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """One forward pass for each token over the whole text so far."""
         lengths = np.array([len(prompt) for prompt in prompts])
         text = padded(prompts, int(lengths.max()) + num_tokens)
         rows, is_broken = np.arange(len(prompts)), np.zeros(len(prompts), bool)
         for t in range(num_tokens):
             logits = self._next_logits(text[:, : int(lengths.max()) + t], lengths + t - 1)
             is_broken |= ~np.isfinite(logits.max(axis=1))
-            text[rows, lengths + t] = choose(logits, t)
+            text[rows, lengths + t] = choose(logits, rows, t)
         return np.where(is_broken[:, None], BROKEN, text[rows[:, None], lengths[:, None] + np.arange(num_tokens)])
 
     def _watermark_statistic(self, gradient: torch.Tensor, spec: NoiseSpec) -> float:
@@ -207,10 +252,21 @@ class BatchedScorer(abc.ABC):
         size = float(gradient.norm())
         return -float((gradient * noise).sum()) / (spec.scale * size) if size > 0 else float("nan")
 
-    def _run(self, lengths: Sequence[int] | np.ndarray, answer: Callable[[Batch], None]) -> None:
+    def _run(self, lengths: Sequence[int] | np.ndarray, answer: Callable[[Batch], None], batches: list[Batch] | None = None) -> None:
         replica, num_replicas = self._replica
-        for batch in pack(np.asarray(lengths, dtype=np.int64), self.max_tokens, self.sequence_length)[replica::num_replicas]:
+        if batches is None:
+            batches = pack(np.asarray(lengths, dtype=np.int64), self.max_tokens, self.sequence_length)
+        for batch in batches[replica::num_replicas]:
             answer(batch)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this model can keep the keys and values of what it has read."""
+        return False
+
+    def _reader(self, num_rows: int, max_positions: int) -> Reader:
+        """Asked for only where `_keeps`."""
+        raise NotImplementedError
 
     @property
     def _replica(self) -> tuple[int, int]:

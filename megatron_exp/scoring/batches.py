@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     width: int
 
 
-def pack(lengths: np.ndarray, max_tokens: int, max_width: int) -> list[Batch]:
+def pack(lengths: np.ndarray, max_tokens: int, max_width: int, max_rows: int | None = None, max_spread: int | None = None) -> list[Batch]:
     """Batches of at most `max_tokens` padded positions, each of rows of nearly equal length.
 
     The longest come first, so what does not fit in memory fails at once. Every row is in exactly one batch; a row longer than
@@ -26,13 +26,19 @@ def pack(lengths: np.ndarray, max_tokens: int, max_width: int) -> list[Batch]:
         lengths: positions each row needs, int [n], at most `max_width`.
         max_tokens: bound on rows x width of a batch.
         max_width: the model's sequence length, which rounding up never exceeds.
+        max_rows: bound on the rows of a batch.
+        max_spread: bound on how much longer the longest row of a batch is than its shortest.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
     batches = []
     first = 0
     while first < len(order):
         width = min(-(-int(lengths[order[first]]) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, max_width)
-        num_rows = max(1, max_tokens // max(1, width))
+        num_rows = max(1, min(max_tokens // max(1, width), max_rows or len(order)))
+        if max_spread is not None:
+            shortest = int(lengths[order[first]]) - max_spread
+            num_rows = min(num_rows, int(np.searchsorted(-lengths[order[first:]], -shortest, side="right")))
         batches.append(Batch(order[first : first + num_rows], width))
         first += num_rows
     return batches

@@ -7,17 +7,27 @@ is drawn. So a run with probes at every step has bitwise the weights of a run wi
 import numpy as np
 import torch
 
-from megatron_exp.model import scoring
+from megatron_exp.model import generation, scoring
 from megatron_exp.model.build import LanguageModel
-from megatron_exp.scoring.batched import BatchedScorer, TokenScores
+from megatron_exp.scoring.batched import BatchedScorer, Reader, TokenScores
+
+_LOGITS_PER_BATCH_CUDA = 1 << 29
+"""Bound on positions x vocabulary of one forward pass on a GPU: 1 GiB of 16-bit logits, enough to fill it."""
+_CACHE_BYTES_CUDA, _CACHE_BYTES_CPU = 1 << 31, 1 << 28
+"""Bounds on the keys and values kept while text is generated, beside a model that may be in training."""
 
 
 class Scorer(BatchedScorer):
     """The scorer of a `LanguageModel`. Every process of the run calls each method with the same arguments and gets all answers."""
 
     def __init__(self, model: LanguageModel, max_tokens: int | None = None):
+        on_gpu = model.layout.device.type == "cuda"
+        if on_gpu and max_tokens is None:
+            max_tokens = max(model.shape.sequence_length, _LOGITS_PER_BATCH_CUDA // model.shape.vocabulary_size)
         super().__init__(model.shape.sequence_length, model.shape.vocabulary_size, model.dtype, max_tokens)
         self._model = model
+        kept = (_CACHE_BYTES_CUDA if on_gpu else _CACHE_BYTES_CPU) // generation.cache_bytes_per_position(model)
+        self.max_kept_tokens = max(self.max_tokens, kept)
 
     @property
     def _replica(self) -> tuple[int, int]:
@@ -34,6 +44,14 @@ class Scorer(BatchedScorer):
 
     def _next_logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return scoring.next_token_logits(self._model, self._tensor(tokens), self._tensor(positions)).cpu().numpy()
+
+    @property
+    def _keeps(self) -> bool:
+        return generation.keeps_keys(self._model)
+
+    def _reader(self, num_rows: int, max_positions: int) -> Reader:
+        read = generation.CachedReader(self._model, num_rows, max_positions)
+        return lambda tokens: read(self._tensor(tokens)).cpu().numpy()
 
     def _embedding_gradients(self, tokens: np.ndarray, loss_mask: np.ndarray) -> torch.Tensor:
         return scoring.embedding_gradients(self._model, self._tensor(tokens), self._tensor(loss_mask))

@@ -1,12 +1,12 @@
 """Scoring a Hugging Face causal language model with the same questions, such as AI2's released OLMo-2 checkpoints."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from megatron_exp.errors import UserError
-from megatron_exp.scoring.batched import BatchedScorer, TokenScores
+from megatron_exp.scoring.batched import BatchedScorer, Reader, TokenScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +60,22 @@ class HuggingFaceScorer(BatchedScorer):
             hidden = self._model.base_model(self._tensor(tokens), use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(tokens), device=hidden.device), self._tensor(positions)]
             return self._model.get_output_embeddings()(last).float().cpu().numpy()
+
+    @property
+    def _keeps(self) -> bool:
+        return True
+
+    def _reader(self, num_rows: int, max_positions: int) -> Reader:
+        del num_rows, max_positions  # its memory grows with what is read
+        kept: list[Any] = [None]
+
+        def read(tokens: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                made = self._model.base_model(self._tensor(tokens), past_key_values=kept[0], use_cache=True)
+                kept[0] = made.past_key_values
+                return self._model.get_output_embeddings()(made.last_hidden_state[:, -1]).float().cpu().numpy()
+
+        return read
 
     def _embedding_gradients(self, tokens: np.ndarray, loss_mask: np.ndarray) -> torch.Tensor:
         with torch.no_grad():

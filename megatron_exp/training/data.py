@@ -32,7 +32,8 @@ class Stream(Protocol):
 class Batch:
     """This process's part of a step, in the order it goes through the model.
 
-    slots: their ids [n]. tokens: int64 [n, S + 1] and loss_mask: uint8 [n, S] are the very memory that `micro_batches` show the model.
+    slots: their ids [n]. tokens: int64 [n, S + 1] and loss_mask: uint8 [n, S] are the very memory that `micro_batches` show the model; they
+    have no rows on a process that reads no data.
     """
 
     step: int
@@ -50,13 +51,15 @@ class Feed:
         rows: for each micro-batch the rows of the global batch that this process reads.
         vocabulary_size: ids from here on have no embedding.
         shard_names: what the corpus calls its shards, for messages.
+        reads: False on a process that needs to know which slots a step has, and not what is in them (`Layout.reads_data`).
     """
 
-    def __init__(self, stream: Stream, rows: Sequence[range], vocabulary_size: int, shard_names: Sequence[str]):
+    def __init__(self, stream: Stream, rows: Sequence[range], vocabulary_size: int, shard_names: Sequence[str], reads: bool = True):
         self._stream = stream
         self._rows = rows
         self._vocabulary_size = vocabulary_size
         self._shard_names = shard_names
+        self._reads = reads
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[Batch]] | None = None
         self.wait_seconds = 0.0
@@ -79,11 +82,18 @@ class Feed:
     def _read(self, step: int) -> Batch:
         first = self._stream.geometry.slots_of_step(step)[0]
         slots = [first + row for rows in self._rows for row in rows]
+        if not self._reads:
+            return self._without_content(step, slots)
         contents = [self._stream.read(slot) for slot in slots]
         tokens = np.stack([content.tokens for content in contents]).astype(np.int64)
         loss_mask = np.stack([content.loss_mask for content in contents])
         refuse_unknown_ids(self._stream, slots, tokens, self._vocabulary_size, self._shard_names)
         return Batch(step, slots, tokens, loss_mask, self._micro_batches(slots, tokens, loss_mask))
+
+    def _without_content(self, step: int, slots: list[int]) -> Batch:
+        length = self._stream.geometry.sequence_length
+        shapes = [MicroBatch(torch.empty((len(rows), length + 1), device="meta"), torch.empty((len(rows), length), device="meta")) for rows in self._rows]
+        return Batch(step, slots, np.empty((0, length + 1), np.int64), np.empty((0, length), np.uint8), shapes)
 
     def _micro_batches(self, slots: list[int], tokens: np.ndarray, loss_mask: np.ndarray) -> list[MicroBatch]:
         result, begin = [], 0

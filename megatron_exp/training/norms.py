@@ -15,13 +15,14 @@ def weight_norms(model: LanguageModel) -> dict[str, float]:
     Every weight counts once: one replica and one context rank count, and of a weight that all tensor ranks hold whole, the first.
     """
     layout = model.layout
-    squares = dict.fromkeys(PARTS.values(), 0.0)
+    model.complete_weights()
+    squares = {part: torch.zeros((), dtype=torch.float64, device=layout.device) for part in PARTS.values()}
     if layout.dp_rank == 0 and layout.cp_rank == 0:
         for chunk in model.chunks:
             for name, weight in chunk.named_parameters():
                 if layout.tp_rank == 0 or getattr(weight, "tensor_model_parallel", False):
-                    squares[_part(name)] += float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) ** 2
-    total = sum_over_processes(layout, torch.tensor(list(squares.values()), dtype=torch.float64))
+                    squares[_part(name)] += torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).double().square()
+    total = sum_over_processes(layout, torch.stack(list(squares.values())).cpu())  # the only wait for the device
     return dict(zip(squares, total.sqrt().tolist(), strict=True))
 
 

@@ -13,12 +13,13 @@ import orjson
 from megatron_exp import __version__
 from megatron_exp.files import write_file
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.precision import effective_precision
 from megatron_exp.parallel.device import describe_device
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.run_record import RECORD_NAME, SCHEMA_VERSION, RunRecord
 from megatron_exp.training.run import Plan, Run
 
-_PACKAGES = ("torch", "megatron-core", "transformer-engine", "numpy", "pyarrow")
+_PACKAGES = ("torch", "megatron-core", "transformer-engine", "apex", "numpy", "pyarrow")
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
@@ -88,15 +89,18 @@ def _what(plan: Plan, model: LanguageModel) -> dict[str, Any]:
 
 
 def _layout(layout: Layout) -> dict[str, Any]:
-    sizes = {name: getattr(layout, f"{name}_size") for name in ("tp", "pp", "cp", "dp")}
+    sizes = {name: getattr(layout, f"{name}_size") for name in ("tp", "pp", "cp", "dp", "virtual")}
     return {"processes": layout.world_size, **sizes, "sequence_parallel": layout.sequence_parallel, "threads": layout.threads}
 
 
 def _precision(model: LanguageModel) -> dict[str, Any]:
-    recipe = model.config.fp8_recipe if model.precision == "fp8" else None
     return {
         "name": model.precision,
-        "fp8_recipe": recipe,
+        "fp8_recipe": model.fp8_recipe,
+        "products": effective_precision(model.chunks[0], model.fp8_recipe),
+        "gradient_sums_fused": bool(model.config.gradient_accumulation_fusion),
+        "recompute": model.config.recompute_granularity or "none",
+        "deterministic": model.layout.deterministic,
         "weights": str(model.dtype).removeprefix("torch."),
         "layers": model.implementation,
     }

@@ -73,7 +73,7 @@ def train(
         UserError: for every mistake in manifest, corpus, settings or run directory, before anything is written there.
     """
     plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides))
-    layout = start_parallel(plan.config.training.parallel)
+    layout = start_parallel(plan.config.training.parallel, deterministic=plan.config.training.deterministic)
     try:
         beginning = on_main(layout, lambda: choose_beginning(plan, resume))
         if beginning.step >= plan.num_steps:
@@ -160,7 +160,7 @@ def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
     schedule = Schedule.of(training.schedule, find_preset(config.model.preset).peak_lr, geometry)
     rows = micro_batch_rows(layout, geometry.global_batch_size, training.micro_batch_size)
     shape = shape_of(config, plan.base.corpus)
-    model = build_model(shape, layout, training.precision, config.seeds.init, training.fp8_recipe)
+    model = build_model(shape, layout, training.precision, config.seeds.init, training.fp8_recipe, training.recompute == "full")
     optimizer = build_optimizer(model, training.optimizer)
     extra = load_checkpoint(Path(beginning.checkpoint), model, optimizer) if beginning.checkpoint else {"hooks": {}}
     return Run(
@@ -169,7 +169,7 @@ def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        feed=Feed(plan.stream, rows, shape.vocabulary_size, plan.shard_names),
+        feed=Feed(plan.stream, rows, shape.vocabulary_size, plan.shard_names, reads=layout.reads_data),
         scorer=Scorer(model),
         attempt=beginning.attempt,
         step=beginning.step,

@@ -21,8 +21,8 @@ def as_transformers(shape, tensors):
     return {name: tensor for one in correspondences(shape) for name, tensor in one.split(tensors[one.parameter]).items()}
 
 
-def build_pair(layout, kv_groups):
-    model = tiny_model(layout, kv_groups=kv_groups)
+def build_pair(layout, kv_groups, layers=2):
+    model = tiny_model(layout, kv_groups=kv_groups, layers=layers)
     randomize(model)
     shape = model.shape
     reference = Olmo2ForCausalLM(

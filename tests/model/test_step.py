@@ -161,6 +161,12 @@ def test_a_global_batch_that_cannot_be_divided_is_refused():
         micro_batch_rows(layout_of(dp_size=2), 8, 3)
 
 
+def test_interleaved_stages_need_a_multiple_of_micro_batches():
+    assert len(micro_batch_rows(layout_of(pp_size=2, virtual_size=2), 8, 4)) == 2
+    with pytest.raises(UserError, match=r"a replica has 1 of them.*multiple of training.parallel.pp"):
+        micro_batch_rows(layout_of(pp_size=2, virtual_size=2), 8, 8)
+
+
 def test_a_layout_that_cannot_divide_the_model_is_refused(layout):
     with pytest.raises(UserError, match=r"kv_groups\) = 4 cannot be divided into 3"):
         build_model(tiny_shape(), layout_of(tp_size=3), "fp32", 0)

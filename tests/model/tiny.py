@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from megatron_exp.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_exp.model.build import LanguageModel, Precision, build_model
+from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.optimizer import Optimizer, build_optimizer
+from megatron_exp.model.precision import Precision
 from megatron_exp.model.presets import ModelShape, resolve_shape
 from megatron_exp.model.step import MicroBatch, StepResult, micro_batch_rows, train_step
 from megatron_exp.parallel.layout import Layout, start_parallel
@@ -67,13 +68,18 @@ def mask_of(step: int, rows: int = ROWS) -> torch.Tensor:
 
 
 def train(
-    model: LanguageModel, optimizer: Optimizer, steps: Sequence[int], micro_batch_size: int | None = None, noise: Sequence[Sequence] = ()
+    model: LanguageModel,
+    optimizer: Optimizer,
+    steps: Sequence[int],
+    micro_batch_size: int | None = None,
+    noise: Sequence[Sequence] = (),
+    rate: float | None = None,
 ) -> list[StepResult]:
     """Updates on the rows of each step that belong to this process."""
     size = micro_batch_size or ROWS // model.layout.dp_size
     results = []
     for step in steps:
-        optimizer.set_learning_rate(1e-2 / (step + 1))
+        optimizer.set_learning_rate(rate or 1e-2 / (step + 1))
         tokens, mask = tokens_of(step), mask_of(step)
         rows = [list(part) for part in micro_batch_rows(model.layout, ROWS, size)]
         batches = [MicroBatch(tokens[part], mask[part], [noise[row] for row in part] if noise else ()) for part in rows]

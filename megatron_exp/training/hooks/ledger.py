@@ -26,7 +26,8 @@ class LedgerHook(Hook):
     def on_step(self, run: Run) -> None:
         assert run.last is not None
         batch = run.last.batch
-        hashes = {slot: slot_hash(slot, *content) for slot, *content in zip(batch.slots, batch.tokens, batch.loss_mask, strict=True)}
+        read = batch.slots if run.layout.reads_data else []
+        hashes = {slot: slot_hash(slot, *content) for slot, *content in zip(read, batch.tokens, batch.loss_mask, strict=True)}
         self._waiting.append((batch.step, hashes))
         if len(self._waiting) == _STEPS_AT_ONCE:
             self._write(run)

@@ -1,14 +1,37 @@
-"""Loss, gradient norm, speed, weight norms and tokens rewritten so far, after every update."""
+"""Loss, gradient norm, speed, memory, weight norms and tokens rewritten so far, after every update."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from megatron_exp.parallel.device import peak_flops, peak_memory_bytes
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.metrics_log import MetricsLog
 from megatron_exp.training.modified import modified_tokens
 from megatron_exp.training.norms import weight_norms
 from megatron_exp.training.run import Run
+
+
+class Speed(NamedTuple):
+    """Of one update, hooks not counted. flops_per_second: of the model, per process. mfu: as a share of what its GPU could do, or None.
+
+    docs/performance.md has the formula.
+    """
+
+    tokens_per_second: float
+    flops_per_second: float
+    mfu: float | None
+
+    @classmethod
+    def of(cls, run: Run) -> "Speed":
+        """The speed of the newest update."""
+        assert run.last is not None
+        geometry = run.plan.base.geometry
+        tokens_per_second = geometry.global_batch_size * geometry.sequence_length / run.last.seconds
+        flops = run.model.shape.flops_per_token * tokens_per_second / run.layout.world_size
+        peak = peak_flops(run.layout.device)
+        return cls(tokens_per_second, flops, None if peak is None else flops / peak)
+
 
 NORMS_EVERY = 10
 """Updates between two looks at the weight norms; each reads all weights once."""
@@ -49,13 +72,17 @@ class MetricsHook(Hook):
         update, geometry = run.last, run.plan.base.geometry
         assert update is not None
         tokens_per_step = geometry.global_batch_size * geometry.sequence_length
+        speed = Speed.of(run)
         return {
             "loss": update.result.loss,
             "z_loss": update.result.z_loss,
             "grad_norm": update.result.grad_norm,
             "learning_rate": update.learning_rate,
             "tokens": run.step * tokens_per_step,
-            "tokens_per_second": tokens_per_step / update.seconds,
+            "tokens_per_second": speed.tokens_per_second,
+            "flops_per_second": speed.flops_per_second,
+            **({} if speed.mfu is None else {"mfu": speed.mfu}),
+            "memory_bytes": peak_memory_bytes(run.layout.device),
             "seconds": update.seconds,
             "wait_seconds": update.wait_seconds,
             "modified_tokens": {name: int(so_far[run.step]) for name, so_far in self._modified.items()},

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_exp.display.numbers import count, duration, measured
 from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.hooks.metrics import Speed
 from megatron_exp.training.run import Run
 
 EVERY_SECONDS = 10.0
@@ -44,11 +45,13 @@ class ProgressHook(Hook):
         self._said = now
         geometry = run.plan.base.geometry
         per_step = (now - self._begin) / (run.step - self._first_step)
+        mfu = Speed.of(run).mfu
         logger.info(
-            "step %d of %d: loss %s, %s tokens/s, %s left",
+            "step %d of %d: loss %s, %s tokens/s%s, %s left",
             run.step,
             run.plan.num_steps,
             measured(run.last.result.loss, 4),
             count(geometry.global_batch_size * geometry.sequence_length / per_step),
+            "" if mfu is None else f" ({mfu:.0%} of the GPU in the last step)",
             duration(per_step * (run.plan.num_steps - run.step)),
         )
