@@ -66,14 +66,13 @@ def _megatron() -> Finding:
 
 
 def _transformer_engine() -> Finding:
-    from megatron_exp.model.precision import ENGINE_VERSIONS, INSTALL_ENGINE, engine_version, is_tested_engine
+    from megatron_exp.model.precision import INSTALL_ENGINE, engine_version, is_tested_engine
 
     version = engine_version()
     if version is None:
         return Finding("Transformer Engine", False, f"not installed; needed for FP8 and the fused layers on GPUs: {INSTALL_ENGINE}")
-    lowest, highest = ENGINE_VERSIONS
     tested = is_tested_engine(version)
-    return Finding("Transformer Engine", tested, version if tested else f"{version}, but {lowest} up to, not including, {highest} is wanted")
+    return Finding("Transformer Engine", tested, version if tested else f"{version}, but 2.9 up to, not including, 2.12 is wanted")
 
 
 def _apex() -> Finding:

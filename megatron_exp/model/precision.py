@@ -5,10 +5,10 @@ megatron-core accepts FP8 without Transformer Engine and then ignores it, and fa
 
 import importlib.metadata
 import importlib.util
+import re
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
-from packaging.version import InvalidVersion, Version
 
 from megatron_exp.errors import UserError
 from megatron_exp.model.presets import ModelShape
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp8"]
 
-ENGINE_VERSIONS = ("2.9", "2.12")
+ENGINE_VERSIONS = ((2, 9), (2, 12))
 """Transformer Engine from the first on and below the second: what megatron-core 0.16.1 is developed against (its own requirement)."""
-INSTALL_ENGINE = f"pip install --no-build-isolation 'transformer-engine[pytorch]>={ENGINE_VERSIONS[0]},<{ENGINE_VERSIONS[1]}'"
+INSTALL_ENGINE = "pip install --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12'"
 
 
 class _Recipe(NamedTuple):
@@ -55,10 +55,8 @@ def engine_version() -> str | None:
 
 def is_tested_engine(version: str) -> bool:
     """Whether a version of Transformer Engine is in the range that this version of megatron-core knows."""
-    try:
-        return Version(ENGINE_VERSIONS[0]) <= Version(version) < Version(ENGINE_VERSIONS[1])
-    except InvalidVersion:
-        return False
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and ENGINE_VERSIONS[0] <= (int(found[1]), int(found[2])) < ENGINE_VERSIONS[1]
 
 
 def choose_implementation(layout: Layout, precision: Precision) -> Literal["torch", "transformer-engine"]:
@@ -71,7 +69,7 @@ def choose_implementation(layout: Layout, precision: Precision) -> Literal["torc
     version = engine_version() if layout.device.type == "cuda" else None
     if version is not None and not is_tested_engine(version):
         raise UserError(
-            f"Transformer Engine {version} is installed, but this megatron-core is made for {ENGINE_VERSIONS[0]} up to, not including, {ENGINE_VERSIONS[1]}; "
+            f"Transformer Engine {version} is installed, but this megatron-core is made for 2.9 up to, not including, 2.12; "
             f"with another version layers may be wired wrongly without an error. Install one of the range ({INSTALL_ENGINE}), or uninstall it to train in "
             "bf16 with PyTorch's layers."
         )

@@ -62,6 +62,8 @@ class TokenScores(NamedTuple):
 
 _Generate = Callable[[Batch, list[np.ndarray]], np.ndarray]
 """From a batch and its prompts to int64 [b, num_tokens]."""
+_Choose = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""From logits [n, V], the rows [n] of a batch they belong to, and t, to the ids [n] of their tokens t."""
 
 
 class BatchedScorer(abc.ABC):
@@ -121,8 +123,8 @@ class BatchedScorer(abc.ABC):
         excluded: ids that are never chosen (special tokens, rows that only pad the embedding). BROKEN rows as for `greedy`.
         """
 
-        def lowest(logits: np.ndarray, t: int) -> np.ndarray:
-            del t
+        def lowest(logits: np.ndarray, rows: np.ndarray, t: int) -> np.ndarray:
+            del rows, t
             logits = logits.copy()
             logits[:, excluded] = np.inf
             return logits.argmin(axis=1)
@@ -206,13 +208,13 @@ class BatchedScorer(abc.ABC):
             self._run(lengths, answer, pack(np.asarray(lengths), self.max_kept_tokens, self.sequence_length, rows, max(num_tokens, WIDTH_MULTIPLE)))
         return self._over_replicas(written).astype(np.int64)
 
-    def _generate(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
-        """int64 [b, num_tokens]; `choose(logits [n, V], rows [n], t)` gives the ids of token t of some of the rows."""
+    def _generate(self, prompts: list[np.ndarray], num_tokens: int, choose: _Choose) -> np.ndarray:
+        """int64 [b, num_tokens] after the prompts."""
         if self._keeps:
             return self._read_on(prompts, num_tokens, choose)
         return self._read_anew(prompts, num_tokens, choose)
 
-    def _read_on(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
+    def _read_on(self, prompts: list[np.ndarray], num_tokens: int, choose: _Choose) -> np.ndarray:
         """With keys and values kept: up to the end of the shortest prompt at once, then one position at a time.
 
         A row whose prompt goes on is given its prompt's next token, the others what they wrote.
@@ -234,7 +236,7 @@ class BatchedScorer(abc.ABC):
                 text[writing[these], position] = choose(its_logits[these], writing[these], t)
         return np.where(is_broken[:, None], BROKEN, text[rows[:, None], lengths[:, None] + np.arange(num_tokens)])
 
-    def _read_anew(self, prompts: list[np.ndarray], num_tokens: int, choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> np.ndarray:
+    def _read_anew(self, prompts: list[np.ndarray], num_tokens: int, choose: _Choose) -> np.ndarray:
         """One forward pass for each token over the whole text so far."""
         lengths = np.array([len(prompt) for prompt in prompts])
         text = padded(prompts, int(lengths.max()) + num_tokens)

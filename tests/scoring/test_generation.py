@@ -38,6 +38,8 @@ class Rereading(Scorer):
 def test_continuations_are_those_of_reading_everything_again(pair):
     model, reference = pair
     written = Scorer(model).greedy(PROMPTS, 8), Scorer(model).sample(PROMPTS, 8, 1.3, KEYS)
+    least = Scorer(model).least_likely(PROMPTS, 4, np.arange(3))
+    assert (Rereading(model).least_likely(PROMPTS, 4, np.arange(3)) == least).all()
     for other in (Rereading(model), HuggingFaceScorer(reference, noise_dtype=torch.float32)):
         assert (other.greedy(PROMPTS, 8) == written[0]).all()
         assert (other.sample(PROMPTS, 8, 1.3, KEYS) == written[1]).all()
