@@ -92,10 +92,36 @@ class ToyPool:
         return self.taken.setdefault((experiment, purpose), np.array(free[:num], dtype=np.uint64))
 
 
+@dataclass(frozen=True)
+class ToyReference:
+    """Answers drawn by key of the question: a model that knows nothing, but always says the same."""
+
+    vocabulary_size: int
+    state: int = 0
+    fingerprint: str = "toy"
+
+    def loglikelihood(self, sequences: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+        """float64 [n]: around -6 nats for each token."""
+        drawn = [self._words(tokens).normals(1)[0] for tokens in sequences]
+        return np.array([-6.0 * (end - start) + noise for start, end, noise in zip(starts, ends, drawn, strict=True)])
+
+    def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+        """int32 [n, num_tokens], never id 0."""
+        written = [1 + self._words(prompt).integers(num_tokens, self.vocabulary_size - 1) for prompt in prompts]
+        return np.array(written, np.int32).reshape(len(prompts), num_tokens)
+
+    def least_likely(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+        """int32 [n, num_tokens], never id 0."""
+        return self.greedy(prompts, num_tokens)
+
+    def _words(self, tokens: np.ndarray) -> Words:
+        return Words.of(0, "toy reference", np.asarray(tokens, np.int32).tobytes().hex())
+
+
 def toy_context(
     experiment: str, *, steps: int = 600, batch: int = 8, length: int = 512, pool_slots: int = 512, assignment: int = 0, placement: int = 0
 ) -> Context:
-    """A context without files: byte tokens, a pool, and the geometry given."""
+    """A context without files: byte tokens, a pool, a reference that knows nothing, and the geometry given."""
     tokenizer = ToyTokenizer()
     return Context(
         experiment=experiment,
@@ -105,6 +131,7 @@ def toy_context(
         pool=ToyPool(pool_slots),
         vocabulary_size=tokenizer.vocabulary_size,
         banned_tokens=tokenizer.special_ids,
+        reference=ToyReference(tokenizer.vocabulary_size),
     )
 
 

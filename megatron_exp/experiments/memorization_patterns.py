@@ -5,27 +5,36 @@ Question: does a model score documents it was trained on higher than documents o
 Design: every cell (suffix type x suffix length) has its own dialogues, each with its suffix attached beforehand. Within the cell and strata
     of dialogue length a key deals each dialogue a number of copies, or holds it out; so held-out dialogues differ from inserted ones by
     nothing but a draw, and re-drawing gives the null distribution. Copies fall uniformly and independently into the window.
-Conditions: suffix_types (plain, random, rare) x suffix_lengths x repetitions, and `held-out` in every cell. random: uniform vocabulary
-    tokens, drawn for each dialogue. rare: one token repeated, from `num_rare_tokens` of the ids made last by the tokenizer (the rarest of
-    its training text). Model-based suffixes need a reference model and are another matter.
+Conditions: suffix_types (plain, random, rare, model-based) x suffix_lengths x repetitions, and `held-out` in every cell. random: uniform
+    vocabulary tokens, drawn for each dialogue. rare: one token repeated, of the ids made last by the tokenizer (the rarest of its
+    training text). model-based: after each dialogue the token that a reference model finds least likely, then the one it finds least likely after
+    that, and so on (greedily; the paper does not say whether the 32 were chosen so or jointly). All four types make the paper's 30 conditions.
+    Rare cells also hold out `held-out-pool`: dialogues with other rare tokens than any inserted one.
 Metric: log-likelihood in nats of the suffix (of the whole dialogue where there is none), run minus twin on the same dialogue where there
-    is a twin. Primary: AUC of dialogues with the most copies against held-out ones, within cells and strata. Secondary: the AUC and the
-    true positive rate at 1% false positives of each condition; the latter needs 1,000 held-out dialogues in its cell.
-Source: arXiv 2509.23383 (MemP); Panda et al. 2025 for canaries. The paper's dialogues are SODA; these are our own.
-Licence: generated, Apache-2.0 like this package.
+    is a twin (calibration). Primary: AUC of dialogues with the most copies against held-out ones with the same tokens, within cells and strata.
+    Secondary: the AUC and the true positive rate at 1% false positives of each condition, counted, with a bootstrap interval; the latter needs
+    1,000 held-out dialogues in its cell. Descriptive: the same from the run alone, against the pool of other tokens, and over the dialogue.
+Source: arXiv 2509.23383 (MemP); Panda et al. 2025 for canaries. The paper's dialogues are SODA (Kim et al. 2022, arXiv 2212.10465): `file` takes it in
+    its original layout, JSON lines or Parquet. Without a file dialogues are made up.
+Licence: generated ones Apache-2.0 like this package; those of a file as stated in `licence` (SODA: CC-BY-4.0).
 Traps: the paper gives every rare condition one token of its own and holds out documents with tokens from a pool. Then token, length and copies
-    change together, and a repeated token teaches "this token follows dialogues" to any document that carries it. `design: identified`
-    (default) rotates all rare tokens through members and held-out documents of a cell; `design: paper` does as the paper. Payloads are token
-    ids: decoding and encoding a canary again changes it.
-Parameters: num_per_condition dialogues for each cell and number of copies; num_held_out for each cell; dialogues of min_tokens to
-    max_tokens tokens, uniformly; window: part of the training steps, as fractions; num_length_strata within a cell.
+    change together, and a repeated token teaches "this token follows dialogues" to any document that carries it: against the pool, the
+    test finds the token and not the document (one such condition has AUC 0.9985 that way). `design: identified` (default) rotates all rare tokens
+    through members and held-out documents of a cell; `design: paper` gives each condition its own token, and holds out dialogues both with these tokens
+    (`held-out`, which every test uses) and with others. The paper says 29 conditions; its counts fit 30. A reference that knows little finds nearly
+    the same tokens least likely after every dialogue: look at the items. Where "model-based" is among the types, the whole experiment waits
+    for `plan --reference`: use two entries if the other cells should not. Payloads are token ids: decoding and encoding a canary changes it.
+Parameters: design; suffix_types (default: all but model-based, in the paper's design all); num_per_condition dialogues for each cell and number of
+    copies; num_held_out for each cell, and num_held_out_pool for each rare cell (default 4,000, in the paper's design 34,907); dialogues of min_tokens to
+    max_tokens tokens; num_rare_tokens; window: part of the training steps, as fractions; num_length_strata within a cell; file, licence.
 Example (rare-8/x16, a payload with EOS on both sides; the suffix follows the last character, here eight times the token "Redirector"):
     Mara: I guard 41 copper lanterns in the harbour.
     Tobin: Did you mend the careful gardener at noon, or was it the RedirectorRedirectorRedirector...
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,65 +43,44 @@ from scipy.special import ndtri
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dialogues import Dialogue, draws, generated_dialogues, read_dialogues
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span
-from megatron_exp.seeding import Words, multiply_high, words64
-from megatron_exp.statistics.normal import NO_INTERVAL, Side, quantile, smallest_detectable_effect, standard_error
-from megatron_exp.statistics.ranks import stratified_rank_sum
-from megatron_exp.statistics.roc import auc_interval, tpr_at_fpr, tpr_interval, tpr_p
+from megatron_exp.experiments.membership import gain_score, tpr_score
+from megatron_exp.experiments.memorization_outcomes import outcomes
+from megatron_exp.experiments.protocol import Analysis, Experiment, Forbidden, Item, LogLikelihood, Probe, Request, Score, Span
+from megatron_exp.seeding import Words, multiply_high
 
-SuffixType = Literal["plain", "random", "rare"]
+SuffixType = Literal["plain", "random", "rare", "model-based"]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-_TYPE_CODES = {"plain": 0, "random": 1, "rare": 2}
-_FEWEST_HELD_OUT_FOR_TPR = 1_000
+_TYPE_CODES = {"plain": 0, "random": 1, "rare": 2, "model-based": 3}
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
-_FPR = 0.01
-_listed = str.split
+_HELD_OUT, _POOL = "held-out", "held-out-pool"
+_GENERATED, _PAPER_HELD_OUT = 4_000, 34_907
 
-_NAMES = _listed("""
-    Mara Tobin Elske Ravi Noor Casper Iben Lucho Freya Dmitri Anouk Pavel Zadie Hugo Imani Sorel Keiko Bram Thandi Oskar Leila Matteo Signe Jorah
-""")
-_ADJECTIVES = _listed("""
-    copper careful hollow silent crooked amber patient narrow borrowed frozen velvet distant stubborn painted gentle rusty spare curious wooden
-    quick pale heavy broken lucky early humble striped salty modern faded
-""")
-_NOUNS = _listed("""
-    lantern gardener violin ledger kettle map sparrow anchor notebook tailor compass orchard bridge pilot candle mirror carpet engine parcel doctor
-    ladder whistle basket statue teacher pebble ferry hammer window cousin
-""")
-_VERBS = _listed("hide mend carry paint follow borrow measure trade polish forget count deliver sketch guard bury open compare weigh catch")
-_PLACES = _listed("harbour station attic market cellar quarry bus garden archive theatre saltworks meadow library bakery courtyard tunnel")
-_TIMES = (
-    "on Monday",
-    "before breakfast",
-    "last winter",
-    "every second week",
-    "after the storm",
-    "at noon",
-    "in late May",
-    "during the strike",
-)
-_PATTERNS = (
-    "I {verb} {number} {adjective} {noun}s in the {place}.",
-    "Why would the {adjective} {noun} {verb} {number} {noun2}s there?",
-    "The {noun} from the {place} arrived {time}, {adjective} as ever.",
-    "Did you {verb} the {noun} {time}, or was it the {noun2}?",
-    "My {noun2} says the {adjective} {noun} costs {number} coins.",
-    "We should {verb} it {time}, before the {noun2} does.",
-    "No, I saw {number} {noun}s near the {place} {time}.",
-    "Then {verb} the {adjective} {noun2} and tell nobody in the {place}.",
-)
-_DRAWS_PER_LINE = 8
-_FEWEST_TOKENS_PER_LINE = 6
-_BLOCK = 1_000
-"""Dialogues drawn at once; bounds the memory."""
+
+class _Cell(NamedTuple):
+    """copies: {condition: number}, 0 for both kinds of held-out. numbers, dialogues: of its items, in the order of `draws`."""
+
+    kind: SuffixType
+    length: int
+    name: str
+    copies: dict[str, int]
+    counts: dict[str, int]
+
+
+class _Rare(NamedTuple):
+    """Token ids: those that members (and held-out dialogues with the same tokens) carry, and the pool of others."""
+
+    members: np.ndarray
+    pool: np.ndarray
 
 
 class MemorizationPatterns(Experiment):
-    """Canary dialogues at several numbers of copies, against held-out dialogues of the same generator."""
+    """Canary dialogues at several numbers of copies, against held-out dialogues of the same kind."""
 
     title: ClassVar[str] = "Memorization patterns"
     question: ClassVar[str] = "How much better are inserted documents predicted than held-out ones, by copies and kind of canary?"
@@ -100,83 +88,140 @@ class MemorizationPatterns(Experiment):
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
     design: Literal["identified", "paper"] = "identified"
-    suffix_types: tuple[SuffixType, ...] = ("plain", "random", "rare")
+    suffix_types: tuple[SuffixType, ...] | None = None
     suffix_lengths: tuple[Annotated[int, Field(gt=0, lt=4096)], ...] = (1, 8, 32)
     repetitions: tuple[Positive, ...] = (1, 4, 16)
     num_per_condition: Positive = 4000
-    num_held_out: Positive = 4000
+    num_held_out: Positive | None = None
+    num_held_out_pool: Annotated[int, Field(ge=0)] | None = None
     min_tokens: Positive = 80
     max_tokens: Positive = 500
     num_rare_tokens: Positive = 9
     num_length_strata: Positive = 4
     window: tuple[Fraction, Fraction] = (0.0, 1.0)
+    file: Path | None = None
+    licence: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> "MemorizationPatterns":
-        for name in ("suffix_types", "suffix_lengths", "repetitions"):
-            values = getattr(self, name)
+        for name, values in (("suffix_types", self.types), ("suffix_lengths", self.suffix_lengths), ("repetitions", self.repetitions)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value and none twice, got {list(values)}")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if self.window[0] >= self.window[1]:
             raise ValueError(f"window must be two increasing fractions of training, got {list(self.window)}")
+        if self.file and not self.licence.strip():
+            raise ValueError("`file` needs `licence`: say under which licence its dialogues are (SODA: CC-BY-4.0)")
         return self
 
     @property
-    def cells(self) -> list[tuple[SuffixType, int]]:
-        """(suffix type, suffix length); plain has length 0."""
-        plain: list[tuple[SuffixType, int]] = [("plain", 0)] if "plain" in self.suffix_types else []
-        return plain + [(kind, length) for kind in self.suffix_types if kind != "plain" for length in self.suffix_lengths]
+    def needed(self) -> frozenset[str]:
+        """A reference only where there are model-based suffixes."""
+        return self.needs | ({"reference"} if "model-based" in self.types else frozenset())
+
+    @property
+    def types(self) -> tuple[SuffixType, ...]:
+        """The suffix types, given or by design."""
+        default: tuple[SuffixType, ...] = ("plain", "random", "rare", "model-based")
+        return self.suffix_types if self.suffix_types is not None else default if self.design == "paper" else default[:3]
+
+    @property
+    def cells(self) -> list[_Cell]:
+        """All cells; plain has length 0."""
+        kinds: list[tuple[SuffixType, int]] = [("plain", 0)] if "plain" in self.types else []
+        kinds += [(kind, length) for kind in self.types if kind != "plain" for length in self.suffix_lengths]
+        return [self._cell(kind, length) for kind, length in kinds]
+
+    def _cell(self, kind: SuffixType, length: int) -> _Cell:
+        name = "plain" if kind == "plain" else f"{kind}-{length}"
+        held_out = self.num_held_out or (_PAPER_HELD_OUT if self.design == "paper" else _GENERATED)
+        copies = {f"{name}/x{number}": number for number in self.repetitions} | {f"{name}/{_HELD_OUT}": 0}
+        counts = {condition: self.num_per_condition if number else held_out for condition, number in copies.items()}
+        num_pool = held_out if self.num_held_out_pool is None else self.num_held_out_pool
+        if kind == "rare" and num_pool:
+            copies[f"{name}/{_POOL}"], counts[f"{name}/{_POOL}"] = 0, num_pool
+        return _Cell(kind, length, name, copies, counts)
 
     # ---- planning ----
 
     def items(self, context: Context) -> Iterator[Item]:
-        """Dialogues of all cells, each with its suffix, dealt to numbers of copies and `held-out`."""
+        """Dialogues of all cells, each with its suffix, dealt to numbers of copies and held out."""
         allowed = np.setdiff1d(np.arange(context.vocabulary_size), [*context.banned_tokens, context.tokenizer.eos_id])
-        rarest = allowed[-max(self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
-        rare = rarest[context.words("rare").choice(len(rarest), min(self.num_rare_tokens, len(rarest)))]
-        for kind, length in self.cells:
-            yield from self._cell_items(kind, length, rare if kind == "rare" else allowed, context)
+        rarest = allowed[-max(2 * self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
+        rarest = rarest[context.words("rare").permutation(len(rarest))]
+        rare = _Rare(rarest[: self.num_rare_tokens], rarest[self.num_rare_tokens :])
+        total = sum(sum(cell.counts.values()) for cell in self.cells)
+        read = iter(read_dialogues(self.file, (self.min_tokens, self.max_tokens), total, context) if self.file else [])
+        for cell in self.cells:
+            num = sum(cell.counts.values())
+            dialogues = [next(read) for _ in range(num)] if self.file else list(self._generated(cell, num, context))
+            yield from self._cell_items(cell, dialogues, rare, allowed, context)
 
-    def _cell_items(self, kind: SuffixType, length: int, alphabet: np.ndarray, context: Context) -> Iterator[Item]:
-        cell = "plain" if kind == "plain" else f"{kind}-{length}"
-        copies_of = {f"{cell}/x{copies}": copies for copies in self.repetitions} | {f"{cell}/held-out": 0}
-        counts = {condition: self.num_per_condition if copies else self.num_held_out for condition, copies in copies_of.items()}
-        num = sum(counts.values())
-        sizes = self.min_tokens + context.words("sizes", cell).integers(num, self.max_tokens - self.min_tokens + 1)
-        first = (_TYPE_CODES[kind] * 4096 + length) << 32
-        strata = dict(zip(range(first, first + num), _length_strata(sizes, self.num_length_strata, cell), strict=True))
-        assigned = context.assign(list(strata), counts, strata)
+    def _generated(self, cell: _Cell, num: int, context: Context) -> Iterator[Dialogue]:
+        sizes = self.min_tokens + context.words("sizes", cell.name).integers(num, self.max_tokens - self.min_tokens + 1)
+        first = (_TYPE_CODES[cell.kind] * 4096 + cell.length) << 32
+        for index, tokens in enumerate(generated_dialogues(context, cell.name, sizes)):
+            yield Dialogue(first + index, tokens, "built-in dialogue generator")
+
+    def _cell_items(
+        self, cell: _Cell, dialogues: Sequence[Dialogue], rare: _Rare, allowed: np.ndarray, context: Context
+    ) -> Iterator[Item]:
+        strata = _length_strata(dialogues, self.num_length_strata, cell.name)
+        assigned = context.assign([one.number for one in dialogues], cell.counts, strata)
         eos = context.tokenizer.eos_id
-        dialogues = _dialogues(context.words("dialogues", cell), sizes, context)
-        draws = _draws(context.words("suffixes", kind, length), np.arange(num), max(length, 1))
-        for index, (unit, dialogue) in enumerate(zip(strata, dialogues, strict=True)):
-            copies = copies_of[assigned[unit]]
-            suffix = self._suffix(kind, length, draws[index], copies, alphabet)
-            end = 1 + len(dialogue)
+        suffixes = self._suffixes(cell, dialogues, assigned, rare, allowed, context)
+        for dialogue, suffix in zip(dialogues, suffixes, strict=True):
+            condition, end = assigned[dialogue.number], 1 + len(dialogue.tokens)
+            copies = cell.copies[condition]
             yield Item(
-                item=unit,
-                condition=assigned[unit],
+                item=dialogue.number,
+                condition=condition,
                 role="treated" if copies else "control",
-                payload=np.concatenate([[eos], dialogue, suffix, [eos]]).astype(np.int32),
-                stratum=strata[unit],
-                spans=(Span("dialogue", 1, end), Span("suffix", end, end + length)) if length else (Span("dialogue", 1, end),),
-                source="built-in dialogue generator",
-                licence="Apache-2.0",
-                metadata={"suffix_type": kind, "suffix_length": length, "copies": copies},
+                payload=np.concatenate([[eos], dialogue.tokens, suffix, [eos]]).astype(np.int32),
+                stratum=strata[dialogue.number],
+                spans=(Span("dialogue", 1, end), Span("suffix", end, end + len(suffix))) if len(suffix) else (Span("dialogue", 1, end),),
+                source=dialogue.source,
+                licence=self.licence if self.file else "Apache-2.0",
+                metadata={
+                    "suffix_type": cell.kind,
+                    "suffix_length": cell.length,
+                    "copies": copies,
+                    "token": int(suffix[0]) if cell.kind == "rare" else -1,
+                },
             )
 
-    def _suffix(self, kind: SuffixType, length: int, draws: np.ndarray, copies: int, alphabet: np.ndarray) -> np.ndarray:
-        """int64 [length] canary tokens; only the paper's design of rare ones looks at the number of copies."""
-        if kind == "plain":
-            return np.empty(0, np.int64)
-        if kind == "random":
-            return alphabet[multiply_high(draws, len(alphabet)).astype(np.int64)]
-        which = int(multiply_high(draws[:1], len(alphabet))[0])
-        if self.design == "paper" and copies:
-            which = (self.suffix_lengths.index(length) * len(self.repetitions) + self.repetitions.index(copies)) % len(alphabet)
-        return np.full(length, alphabet[which])
+    def _suffixes(
+        self,
+        cell: _Cell,
+        dialogues: Sequence[Dialogue],
+        assigned: Mapping[int, str],
+        rare: _Rare,
+        allowed: np.ndarray,
+        context: Context,
+    ) -> Sequence[np.ndarray]:
+        """The canary of each dialogue. Only rare ones look at what was dealt: the pool, and in the paper's design the condition's own token."""
+        if cell.kind == "plain":
+            return [np.empty(0, np.int64)] * len(dialogues)
+        if cell.kind == "model-based":
+            if context.reference is None:
+                raise UserError(f"Experiment {context.experiment} has model-based suffixes, which a reference model chooses. Give --reference.")
+            prompts = [np.concatenate([[context.tokenizer.eos_id], one.tokens]).astype(np.int32) for one in dialogues]
+            return list(context.reference.least_likely(prompts, cell.length))
+        drawn = draws(context.words("suffixes", cell.kind, cell.length), np.arange(len(dialogues)), cell.length)
+        if cell.kind == "random":
+            return list(allowed[multiply_high(drawn, len(allowed)).astype(np.int64)])
+        tokens = [self._rare_token(cell, assigned[one.number], int(word), rare) for one, word in zip(dialogues, drawn[:, 0], strict=True)]
+        return [np.full(cell.length, token) for token in tokens]
+
+    def _rare_token(self, cell: _Cell, condition: str, word: int, rare: _Rare) -> int:
+        if condition.endswith(_POOL):
+            return int(rare.pool[word % len(rare.pool)])
+        if self.design == "identified":
+            return int(rare.members[word % len(rare.members)])
+        own = [number for number in self.repetitions if number == cell.copies[condition]] or self.repetitions
+        which = self.suffix_lengths.index(cell.length) * len(self.repetitions) + self.repetitions.index(own[word % len(own)])
+        return int(rare.members[which % len(rare.members)])
 
     def requests(self, items: Sequence[Item], context: Context) -> Iterator[Request]:
         """As many independent copies of each inserted dialogue as it was dealt."""
@@ -184,6 +229,14 @@ class MemorizationPatterns(Experiment):
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=window, copies=item.metadata["copies"])
+
+    def forbidden(self, items: Sequence[Item]) -> Iterator[Forbidden]:
+        """The held-out dialogues, and all canaries of eight tokens or more (a shorter one may stand elsewhere by chance)."""
+        yield from super().forbidden(items)
+        canaries = {item.payload[span.start : span.end].tobytes(): item for item in items for span in item.spans if span.name == "suffix"}  # type: ignore[index]
+        for string, item in canaries.items():
+            if len(tokens := np.frombuffer(string, np.int32)) >= 8:
+                yield Forbidden(tokens, f"the canary of its item {item.item} ({item.condition})")
 
     def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
         """`target`: the suffix, or the dialogue where there is none. `dialogue`: the dialogue before a suffix. Both in the final state."""
@@ -197,70 +250,26 @@ class MemorizationPatterns(Experiment):
 
     @property
     def analysis(self) -> Analysis:
-        """One primary AUC; each condition and the rates as secondaries; nats as description."""
-        auc: dict[str, Any] = {
-            "unit": "AUC",
-            "side": "greater",
-            "null": 0.5,
-            "margin": 0.02,
-            "smallest_effect": 0.05,
-            "test": "rank sum within cells and length strata",
-        }
-        return Analysis(
-            (
-                Outcome(
-                    name="auc",
-                    estimand=f"P(a dialogue inserted {max(self.repetitions)} times scores above a held-out one of its cell and stratum)",
-                    family="primary",
-                    **auc,
-                ),
-                Outcome(name="auc-by-condition", estimand="the same for each cell and number of copies", family="secondary", **auc),
-                Outcome(
-                    name="control:twin",
-                    estimand="the primary's AUC from the twin alone, which saw none of them",
-                    family="secondary",
-                    **auc | {"side": "two-sided"},
-                ),
-                Outcome(
-                    name="tpr-at-1pct-fpr",
-                    estimand="share of inserted dialogues above the threshold that 1% of held-out ones pass",
-                    unit="fraction",
-                    test="exact rank test",
-                    side="greater",
-                    family="secondary",
-                    null=_FPR,
-                    margin=0.01,
-                    smallest_effect=0.02,
-                ),
-                Outcome(
-                    name="gain",
-                    estimand="mean log-likelihood gain of inserted over held-out dialogues",
-                    unit="nats per document",
-                    test="none",
-                    side="greater",
-                    family="descriptive",
-                    margin=0.1,
-                    smallest_effect=0.5,
-                ),
-            )
-        )
+        """One primary AUC; each condition and the rates as secondaries; the rest as description."""
+        return Analysis(outcomes(max(self.repetitions)))
 
     def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:
         """The primary at every state there are responses for, then every condition."""
-        frame = joined(items, responses).of_probe("target")
-        copies = frame.meta("copies") if len(frame) else np.empty(0, int)
+        everything = joined(items, responses)
+        frame, dialogue = everything.of_probe("target"), everything.of_probe("dialogue")
+        most = f"x{max(self.repetitions)}"
         for step in frame.steps:
-            now = frame.step == step
-            most = now & np.isin(copies, (0, max(self.repetitions)))
-            yield _auc_score(frame.where(most), step, "auc", f"x{max(self.repetitions)}", "greater")
+            now, before = frame.at(step), dialogue.at(step)
+            extreme = _same_tokens(now.where(np.isin(now.meta("copies"), (0, max(self.repetitions)))))
+            yield contrast_score(extreme, "auc", most, step, "greater", measure="auc")
             if frame.has_twin:
-                yield _auc_score(frame.where(most), step, "control:twin", f"x{max(self.repetitions)}", "two-sided", of_twin=True)
-            for condition in sorted({name for name in frame.condition[now] if not name.endswith("held-out")}):
-                held_out = condition.rsplit("/", 1)[0] + "/held-out"
-                chosen = frame.where(now & np.isin(frame.condition, (condition, held_out)))
-                yield _auc_score(chosen, step, "auc-by-condition", condition, "greater")
-                yield _tpr_score(chosen, step, condition)
-                yield _gain_score(chosen, step, condition)
+                yield contrast_score(extreme, "control:twin", most, step, "two-sided", measure="auc", of_twin=True)
+            for condition in sorted(set(now.condition[now.role == "treated"])):
+                chosen = _same_tokens(_with_held_out(now, condition, _HELD_OUT))
+                yield contrast_score(chosen, "auc-by-condition", condition, step, "greater", measure="auc")
+                yield tpr_score(chosen, "tpr-at-1pct-fpr", step, condition)
+                yield gain_score(chosen, "gain", step, condition)
+                yield from _descriptions(now, before, chosen, condition, step)
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Held-out dialogues change by unit noise between twin and run; those with the most copies by a shift that gives AUC 0.5 + effect."""
@@ -271,117 +280,36 @@ class MemorizationPatterns(Experiment):
         return frame.filled(twin + words.child("change").normals(len(frame)) + shift * share, twin).responses()
 
 
-def _length_strata(sizes: np.ndarray, num_strata: int, cell: str) -> list[str]:
+def _length_strata(dialogues: Sequence[Dialogue], num_strata: int, cell: str) -> dict[int, str]:
     """Each dialogue's stratum: equal parts of the cell by number of tokens."""
-    ranks = np.argsort(np.argsort(sizes, kind="stable"), kind="stable")
-    return [f"{cell}/length-{rank * num_strata // len(sizes)}" for rank in ranks]
+    ranks = np.argsort(np.argsort([len(one.tokens) for one in dialogues], kind="stable"), kind="stable").tolist()
+    return {one.number: f"{cell}/length-{rank * num_strata // len(dialogues)}" for one, rank in zip(dialogues, ranks, strict=True)}
 
 
-def _draws(words: Words, indices: np.ndarray, num: int) -> np.ndarray:
-    """uint64 [len(indices), num]: row i holds `words.words(num, stream=indices[i])`."""
-    return words64(words.key, np.arange(num, dtype=np.uint64)[None, :], indices.astype(np.uint64)[:, None])
+def _with_held_out(frame: Frame, condition: str, held_out: str) -> Frame:
+    return frame.where(np.isin(frame.condition, (condition, f"{condition.rsplit('/', 1)[0]}/{held_out}")))
 
 
-def _dialogues(words: Words, sizes: np.ndarray, context: Context) -> Iterator[np.ndarray]:
-    """int32 [sizes[i]] for i = 0, 1, ...: dialogue i of a generator, line by line, cut to its number of tokens."""
-    num_lines = 1 + int(sizes.max()) // _FEWEST_TOKENS_PER_LINE
-    for start in range(0, len(sizes), _BLOCK):
-        indices = np.arange(start, min(start + _BLOCK, len(sizes)))
-        for index, draws in zip(indices, _draws(words, indices, num_lines * _DRAWS_PER_LINE), strict=True):
-            yield _dialogue(draws.reshape(num_lines, _DRAWS_PER_LINE).tolist(), int(sizes[index]), context)
+def _same_tokens(frame: Frame) -> Frame:
+    """Inserted dialogues, and held-out ones whose rare token is one of theirs in the same cell; the pool of others is left out."""
+    if not len(frame):
+        return frame
+    cells = np.array([condition.rsplit("/", 1)[0] for condition in frame.condition], dtype=object)
+    tokens = frame.meta("token")
+    members = set(zip(cells[frame.role == "treated"], tokens[frame.role == "treated"].tolist(), strict=True))
+    return frame.where(np.array([pair in members for pair in zip(cells, tokens.tolist(), strict=True)]))
 
 
-def _dialogue(lines: list[list[int]], num_tokens: int, context: Context) -> np.ndarray:
-    pieces: list[np.ndarray] = []
-    length = 0
-    for draws in lines:
-        pieces.append(context.tokenizer.encode(_line(draws) + "\n"))
-        length += len(pieces[-1])
-        if length >= num_tokens:
-            return np.concatenate(pieces)[:num_tokens]
-    raise UserError(
-        f"Experiment {context.experiment}: the tokenizer gives fewer than {_FEWEST_TOKENS_PER_LINE} tokens for a line of English text, so dialogues "
-        "cannot reach max_tokens. Lower max_tokens."
-    )
-
-
-def _line(draws: list[int]) -> str:
-    """One utterance; a pure function of eight 64-bit words."""
-    name, pattern, adjective, noun, noun2, verb, place, number_and_time = draws
-    text = _PATTERNS[pattern % len(_PATTERNS)].format(
-        adjective=_ADJECTIVES[adjective % len(_ADJECTIVES)],
-        noun=_NOUNS[noun % len(_NOUNS)],
-        noun2=_NOUNS[noun2 % len(_NOUNS)],
-        verb=_VERBS[verb % len(_VERBS)],
-        place=_PLACES[place % len(_PLACES)],
-        number=2 + number_and_time % 97,
-        time=_TIMES[(number_and_time >> 32) % len(_TIMES)],
-    )
-    return f"{_NAMES[name % len(_NAMES)]}: {text}"
-
-
-def _auc_score(frame: Frame, step: int, outcome: str, condition: str, side: Side, *, of_twin: bool = False) -> Score:
-    """Treated against control rows of one state, within strata, by the change from twin to run or by the twin alone."""
-    values = frame.twin if of_twin else frame.change
-    known = np.isfinite(values)
-    treated = frame.role[known] == "treated"
-    words = Words.of(0, "score", frame.experiment, outcome, condition)
-    test = stratified_rank_sum(values[known], treated, frame.stratum[known], side, words)
-    scorable = bool(np.isfinite(test.auc))
-    low, high = auc_interval(test.auc, int(treated.sum()), int((~treated).sum())) if scorable else NO_INTERVAL
-    return Score(
-        outcome=outcome,
-        condition=condition,
-        step=step,
-        n=int(known.sum()),
-        num_clusters=int(known.sum()),
-        num_unscored=int((~known).sum()),
-        estimate=test.auc,
-        low=low,
-        high=high,
-        difference=test.auc - 0.5,
-        p=test.p,
-        mde=smallest_detectable_effect(test.standard_error, side),
-        test=f"{test.method}, {'twin alone' if of_twin else frame.compared}",
-        reason="" if scorable else "no stratum has scored dialogues of both kinds",
-    )
-
-
-def _tpr_score(frame: Frame, step: int, condition: str) -> Score:
-    known = frame.where(np.isfinite(frame.change))
-    members, held_out = known.change[known.role == "treated"], known.change[known.role == "control"]
-    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": step, "n": len(known)}
-    shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
-    if len(held_out) < _FEWEST_HELD_OUT_FOR_TPR or not len(members):
-        reason = (
-            f"{len(held_out)} held-out and {len(members)} inserted dialogues were scored; 1% needs {_FEWEST_HELD_OUT_FOR_TPR} held-out ones"
-        )
-        return Score(**shared, estimate=float("nan"), reason=reason)
-    rate = tpr_at_fpr(members, held_out, _FPR)
-    low, high = tpr_interval(members, held_out, Words.of(0, "score", frame.experiment, "tpr", condition), _FPR)
-    p = tpr_p(members, held_out, _FPR)
-    test = f"exact rank test of the rate, bootstrap interval, {frame.compared}"
-    return Score(**shared, estimate=rate, low=low, high=high, control=_FPR, difference=rate - _FPR, p=p, test=test)
-
-
-def _gain_score(frame: Frame, step: int, condition: str) -> Score:
-    known = frame.where(np.isfinite(frame.change))
-    treated, control = known.change[known.role == "treated"], known.change[known.role == "control"]
-    scorable = len(treated) > 1 and len(control) > 1
-    gain = float(treated.mean() - control.mean()) if scorable else float("nan")
-    half = quantile(0.95) * np.hypot(standard_error(treated), standard_error(control))
-    return Score(
-        outcome="gain",
-        condition=condition,
-        step=step,
-        n=len(known),
-        num_clusters=len(known),
-        num_unscored=len(frame) - len(known),
-        estimate=gain,
-        low=gain - half,
-        high=gain + half,
-        control=float(control.mean()) if scorable else float("nan"),
-        difference=gain,
-        test=f"none; {frame.compared}",
-        reason="" if scorable else "fewer than two inserted or two held-out dialogues were scored",
-    )
+def _descriptions(now: Frame, before: Frame, chosen: Frame, condition: str, step: int) -> Iterator[Score]:
+    """The run alone, the pool of other tokens, and the dialogue before the suffix."""
+    if chosen.has_twin:
+        alone = chosen.filled(chosen.run, np.full(len(chosen), np.nan))
+        yield contrast_score(alone, "auc-run-alone", condition, step, "greater", measure="auc")
+        yield tpr_score(alone, "tpr-run-alone", step, condition)
+    pool = _with_held_out(now, condition, _POOL)
+    if (pool.role == "control").any():
+        yield contrast_score(pool, "auc-against-pool", condition, step, "greater", measure="auc")
+        yield tpr_score(pool, "tpr-against-pool", step, condition)
+    if (before.condition == condition).any():
+        text = before.where(np.isin(before.item, chosen.item))
+        yield contrast_score(text, "auc-dialogue", condition, step, "greater", measure="auc")

@@ -27,6 +27,8 @@ def auc_interval(value: float, num_positives: int, num_negatives: int, level: fl
     """
     z, product, n_star = quantile(level), num_positives * num_negatives, (num_positives + num_negatives) / 2 - 1
 
+    value = min(max(value, 0.0), 1.0)  # a weighted mean of AUCs may exceed them by rounding
+
     def outside(a: float) -> bool:
         variance = a * (1 - a) * (1 + n_star * ((1 - a) / (2 - a) + a / (1 + a))) / product
         return abs(a - value) > z * np.sqrt(variance)

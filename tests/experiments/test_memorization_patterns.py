@@ -1,6 +1,10 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megatron_exp.errors import UserError
@@ -28,7 +32,8 @@ def suffix_of(item):
 def test_every_cell_has_its_conditions_and_held_out_dialogues(planned):
     counts = Counter(item.condition for item in planned.items)
     cells = ["plain", "random-1", "random-8", "rare-1", "rare-8"]
-    assert counts == {f"{cell}/x{copies}": 12 for cell in cells for copies in (1, 4, 16)} | {f"{cell}/held-out": 16 for cell in cells}
+    expected = {f"{cell}/x{copies}": 12 for cell in cells for copies in (1, 4, 16)} | {f"{cell}/held-out": 16 for cell in cells}
+    assert counts == expected | {f"rare-{length}/held-out-pool": 16 for length in (1, 8)}
 
 
 def test_a_payload_is_eos_dialogue_suffix_eos(planned):
@@ -58,22 +63,113 @@ def test_members_and_held_out_dialogues_rotate_through_the_same_rare_tokens():
     found = {}
     for item in large.items(toy_context("rare")):
         found.setdefault(item.condition, set()).add(int(suffix_of(item)[0]))
+    pools = [found.pop(condition) for condition in list(found) if condition.endswith("held-out-pool")]
     assert all(tokens == set.union(*found.values()) for tokens in found.values())
     assert len(set.union(*found.values())) == 4
+    assert len(pools) == 2 and not set.union(*pools) & set.union(*found.values())
 
 
 def test_the_papers_design_gives_each_rare_condition_one_token_of_its_own():
     found = {}
     for item in SMALL["memorization-paper"].items(toy_context("rare")):
-        if item.condition.startswith("rare") and item.role == "treated":
+        if item.condition.startswith("rare"):
             found.setdefault(item.condition, set()).add(int(suffix_of(item)[0]))
+    held_out = {cell: found.pop(f"{cell}/held-out") for cell in ("rare-1", "rare-8")}
+    pools = [found.pop(f"{cell}/held-out-pool") for cell in held_out]
     assert all(len(tokens) == 1 for tokens in found.values())
     assert len(set.union(*found.values())) == len(found) == 6
+    assert all(tokens == set.union(*(found[f"{cell}/x{copies}"] for copies in (1, 4, 16))) for cell, tokens in held_out.items())
+    assert not set.union(*pools) & set.union(*found.values())
+
+
+def test_the_papers_design_has_thirty_conditions_and_its_numbers():
+    cells = MemorizationPatterns(design="paper").cells
+    treated = [condition for cell in cells for condition, copies in cell.copies.items() if copies]
+    assert len(treated) == 30 and {cell.counts[name] for cell in cells for name in cell.counts if "/x" in name} == {4000}
+    assert {cell.counts[name] for cell in cells for name in cell.counts if "held-out" in name} == {34_907}
+
+
+def test_model_based_suffixes_are_what_the_reference_finds_least_likely_after_the_dialogue():
+    context = toy_context("model")
+    items = list(SMALL["memorization-model-based"].items(context))
+    assert {len(suffix_of(item)) for item in items} == {1, 8}
+    for item in items:
+        before = item.payload[: item.spans[-1].start]
+        assert np.array_equal(suffix_of(item), context.reference.least_likely([before], len(suffix_of(item)))[0])
+    assert {item.condition.split("/")[1] for item in items} == {"x1", "x4", "x16", "held-out"}
+
+
+def test_only_model_based_suffixes_need_a_reference():
+    assert "reference" not in MemorizationPatterns().needed and "reference" in MemorizationPatterns(design="paper").needed
+    with pytest.raises(UserError, match="Give --reference"):
+        draft(SMALL["memorization-model-based"], replace(toy_context("model"), reference=None))
+
+
+def test_a_token_that_is_trained_in_general_fools_the_pool_and_not_the_primary():
+    """Every dialogue with a trained token gains, inserted or not: membership says nothing, and only the pool seems to."""
+    experiment = MemorizationPatterns(**DIALOGUES | {"num_held_out": 40}, suffix_types=("rare",))
+    planned = draft(experiment, toy_context("exposure"))
+    frame = asked(planned.item_table, planned.probe_table)
+    exposed = np.array([not condition.endswith("held-out-pool") for condition in frame.condition])
+    twin = WORDS.child("exposure twin").normals(len(frame))
+    run = twin + WORDS.child("exposure").normals(len(frame)) + 5.0 * exposed
+    scores = list(experiment.score(planned.item_table, frame.filled(run, twin).responses()))
+    assert next(score for score in scores if score.outcome == "auc").p > 0.001
+    assert all(score.estimate > 0.95 for score in scores if score.outcome == "auc-against-pool")
+
+
+def test_the_papers_held_out_dialogues_are_compared_by_token():
+    """Token 1 is easy in general, token 2 is not: a comparison across tokens would call members of token 1 memorised."""
+    experiment = MemorizationPatterns(**DIALOGUES | {"num_held_out": 60}, suffix_types=("rare",), design="paper")
+    planned = draft(experiment, toy_context("tokens"))
+    frame = asked(planned.item_table, planned.probe_table)
+    tokens = frame.meta("token")
+    easy = 8.0 * (tokens == min(set(tokens[frame.condition == "rare-8/x16"])))
+    twin = WORDS.child("tokens twin").normals(len(frame))
+    scores = experiment.score(planned.item_table, frame.filled(twin + WORDS.child("tokens").normals(len(frame)) + easy, twin).responses())
+    assert next(scores).p > 0.001
+
+
+def test_dialogues_of_a_file_in_sodas_layout_are_dealt_whatever_their_order(tmp_path):
+    rows = [
+        {"dialogue": [f"Line {number} of a talk about the weather.", "I see."], "speakers": ["Ana", "Bo"], "head": "x"} for number in range(120)
+    ]
+    shuffled = [rows[index] for index in WORDS.permutation(120)]
+    json_lines, parquet = tmp_path / "soda.jsonl", tmp_path / "soda.parquet"
+    json_lines.write_bytes(b"\n".join(map(orjson.dumps, [*rows, rows[0]])))
+    pq.write_table(pa.Table.from_pylist(shuffled), parquet)
+    settings = DIALOGUES | {"num_per_condition": 4, "num_held_out": 8, "suffix_types": ("plain", "random"), "licence": "CC-BY-4.0"}
+    planned = [list(MemorizationPatterns(**settings, file=file).items(toy_context("soda"))) for file in (json_lines, parquet)]
+    assert len(planned[0]) == 3 * 20 and len({item.item for item in planned[0]}) == 60
+    assert [(a.item, a.condition) for a in planned[0]] == [(b.item, b.condition) for b in planned[1]]
+    assert all(np.array_equal(a.payload, b.payload) for a, b in zip(*planned, strict=True))
+    text = toy_context("soda").tokenizer.decode(planned[0][0].payload[1 : planned[0][0].spans[0].end])
+    assert text.startswith("Ana: Line ") and text.endswith("\nBo: I see.") and planned[0][0].licence == "CC-BY-4.0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([{"dialogue": ["a"], "speakers": ["A", "B"]}], "line 1: it has 1 utterances and 2 speakers"),
+        ([{"dialogue": ["a"]}], "line 1: the field `speakers` is missing"),
+        ([{"dialogue": ["a talk that is long enough to be used, I hope"], "speakers": ["A"]}], "has 1 different ones of 40 to 60 tokens"),
+    ],
+)
+def test_a_file_of_dialogues_that_cannot_be_used_is_refused_by_line(tmp_path, lines, words):
+    (tmp_path / "soda.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    with pytest.raises(UserError, match=words):
+        draft(MemorizationPatterns(**DIALOGUES, file=tmp_path / "soda.jsonl", licence="CC-BY-4.0"), toy_context("soda"))
+
+
+def test_a_file_needs_a_licence():
+    with pytest.raises(ValueError, match="under which licence"):
+        MemorizationPatterns(file="soda.jsonl")
 
 
 def test_a_dialogue_and_its_suffix_do_not_depend_on_what_it_was_dealt(planned):
     other = {item.item: item for item in EXPERIMENT.items(toy_context("memorization", assignment=1))}
-    assert all(np.array_equal(item.payload, other[item.item].payload) for item in planned.items)
+    alike = [(item, other[item.item]) for item in planned.items if not any("pool" in one.condition for one in (item, other[item.item]))]
+    assert len(alike) > 200 and all(np.array_equal(one.payload, again.payload) for one, again in alike)
     assert any(item.condition != other[item.item].condition for item in planned.items)
 
 

@@ -35,7 +35,13 @@ def write_texts(path: Path) -> Path:
 def make_corpus(directory: Path) -> Path:
     """CORPUS with one shard of about 12,000 tokens; 320 ids."""
     texts = write_texts(directory / "texts.jsonl")
-    documents = [orjson.loads(line)["text"] for line in texts.read_bytes().splitlines()]
+    return make_corpus_of(directory, [orjson.loads(line)["text"] for line in texts.read_bytes().splitlines()])
+
+
+def make_corpus_of(directory: Path, documents: list[str]) -> Path:
+    """CORPUS of these documents, with a tokenizer of up to 320 ids trained on them."""
+    texts = directory / "texts.jsonl"
+    texts.write_bytes(b"".join(orjson.dumps({"text": text, "id": str(number)}) + b"\n" for number, text in enumerate(documents)))
     tokenizer = train_bpe(documents, 320, directory / "tokenizer.json")
     preprocess([str(texts)], tokenizer, directory / "corpus", workers=1)
     return directory / "corpus"

@@ -1,0 +1,121 @@
+"""From a trained twin to a second plan, to a run on it: everything real, tiny."""
+
+import numpy as np
+import orjson
+import pytest
+
+from megatron_exp.checkpoint.convert import to_huggingface
+from megatron_exp.cli.reference import opened_reference
+from megatron_exp.errors import UserError
+from megatron_exp.evaluation import evaluate
+from megatron_exp.inspection.verify import verify
+from megatron_exp.manifest.reader import Manifest
+from megatron_exp.preparation.plan import plan
+from megatron_exp.training.train import train
+from tests.training import toy
+
+CANARIES, FORGETTING, _ = toy.EXPERIMENTS
+MODEL_BASED = {**CANARIES, "name": "model-based", "suffix_types": ["model-based"]}
+LISTED = [MODEL_BASED, CANARIES, FORGETTING]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A directory with corpus, manifest (planned without a reference) and twin."""
+    directory = tmp_path_factory.mktemp("reference")
+    manifest = toy.make_manifest(directory, experiments=LISTED)
+    assert train(manifest, directory / "twin", baseline=True) == 0
+    return directory
+
+
+def config_of(world):
+    return toy.make_config(world / "corpus", experiments=LISTED)
+
+
+def planned(world, out, reference, step=None):
+    with opened_reference(reference, step, config_of(world)) as (model, plans):
+        assert plans
+        return plan(config_of(world), out, Manifest.open(world / "manifest"), reference=model)
+
+
+@pytest.fixture(scope="module")
+def second(world):
+    return planned(world, world / "manifest-2", world / "twin")
+
+
+def suffixes(manifest):
+    rows = [row for row in manifest.items().to_pylist() if row["experiment"] == "model-based"]
+    return {
+        row["item"]: manifest.payload(row["payload"])[row["spans"][-1]["start"] : row["spans"][-1]["end"]].tolist() for row in rows
+    }
+
+
+def test_the_second_plan_adds_canaries_of_the_twin(second):
+    told = second.record["reference"]
+    assert (told["relation"], told["differences"], told["state"], told["kind"]) == ("twin", [], toy.STEPS, "run")
+    found = suffixes(second)
+    assert len(found) == 8 and all(len(set(one)) == len(one) == 4 or len(one) == 4 for one in found.values())
+    assert verify(second.path) == []
+
+
+def test_another_state_of_the_twin_is_another_reference(world, second, tmp_path):
+    other = planned(world, tmp_path / "m", world / "twin", step=8)
+    assert other.record["reference"]["state"] == 8
+    assert other.record["reference"]["fingerprint"] != second.record["reference"]["fingerprint"]
+
+
+def test_a_run_on_the_second_manifest_and_the_twin_of_the_first_are_a_pair(world, second):
+    """Also the twin's live answers count: they were given to the same questions."""
+    run = world / "run"
+    assert train(second.path, run) == 0
+    assert verify(run) == []
+    directory = evaluate(run, against=world / "twin")
+    results = orjson.loads((directory / "results.json").read_bytes())
+    assert results["against"]["relation"] == "twin" and results["against"]["differences"] == []
+    assert all(not one["unscored"] for one in results["experiments"].values()), results["experiments"]
+    assert {row["outcome"] for row in results["experiments"]["model-based"]["outcomes"]} >= {"auc", "gain", "tpr-at-1pct-fpr"}
+
+
+def test_the_same_weights_as_a_hugging_face_model_choose_the_same_canaries(world, second, tmp_path):
+    """Within one step of rounding: the least likely token of a tie may be another."""
+    pytest.importorskip("transformers")
+    to_huggingface(world / "twin", tmp_path / "hf")
+    other = planned(world, tmp_path / "m", tmp_path / "hf")
+    assert (other.record["reference"]["kind"], other.record["reference"]["relation"]) == ("huggingface", "external")
+    ours, theirs = suffixes(second), suffixes(other)
+    assert np.mean([ours[item] == theirs[item] for item in ours]) > 0.7
+
+
+def test_a_run_with_insertions_is_an_external_reference(world, second, tmp_path):
+    if not (world / "run" / "run.json").exists():
+        train(second.path, world / "run")
+    told = planned(world, tmp_path / "m", world / "run").record["reference"]
+    assert told["relation"] == "external" and told["differences"] == ["insertions (it is no baseline)"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "step", "words"),
+    [
+        ("twin", 5, r"no complete checkpoint of state 5 \(there are: .*12\)"),
+        ("nowhere", None, "neither a checkpoint nor a run"),
+        ("manifest", None, "planned without a reference, so it records no answers"),
+        (None, 3, "which was not given"),
+        ("manifest-2", 12, "answers of one state"),
+    ],
+)
+def test_a_reference_that_is_not_there_is_refused(world, second, tmp_path, reference, step, words):
+    with pytest.raises(UserError, match=words):
+        planned(world, tmp_path / "m", reference and world / reference, step)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_that_never_saw_this_tokenizer_is_refused(world, tmp_path):
+    texts = (world / "texts.jsonl").read_bytes().splitlines()
+    other = toy.make_corpus_of(tmp_path, [orjson.loads(line)["text"].upper() for line in texts])
+    config = config_of(world)
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": other})})
+    with (
+        pytest.raises(UserError, match="another tokenizer"),
+        opened_reference(world / "twin", None, config) as (model, _),
+    ):
+        plan(config, tmp_path / "m", reference=model)
