@@ -24,9 +24,10 @@ Traps: the paper gives every rare condition one token of its own and holds out d
     (`held-out`, which every test uses) and with others. The paper says 29 conditions; its counts fit 30. A reference that knows little finds nearly
     the same tokens least likely after every dialogue: look at the items. Where "model-based" is among the types, the whole experiment waits
     for `plan --reference`: use two entries if the other cells should not. Payloads are token ids: decoding and encoding a canary changes it.
-Parameters: design; suffix_types (default: all but model-based, in the paper's design all); num_per_condition dialogues for each cell and number of
-    copies; num_held_out for each cell, and num_held_out_pool for each rare cell (default 4,000, in the paper's design 34,907); dialogues of min_tokens to
-    max_tokens tokens; num_rare_tokens; window: part of the training steps, as fractions; num_length_strata within a cell; file, licence.
+Parameters: design; scale, a factor on all numbers of dialogues; suffix_types (in the paper's design all four); suffix_lengths; repetitions;
+    num_per_condition dialogues for each cell and number of copies; num_held_out for each cell, and num_held_out_pool for each rare cell (as many; in the
+    paper's design 34,907 of each); dialogues of min_tokens to max_tokens tokens; num_rare_tokens; window: part of the training steps, as
+    fractions; num_length_strata within a cell; file, licence.
 Example (rare-8/x16, a payload with EOS on both sides; the suffix follows the last character, here eight times the token "Redirector"):
     Mara: I guard 41 copper lanterns in the harbour.
     Tobin: Did you mend the careful gardener at noon, or was it the RedirectorRedirectorRedirector...
@@ -34,7 +35,7 @@ Example (rare-8/x16, a payload with EOS on both sides; the suffix follows the la
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,7 @@ from megatron_exp.experiments.dialogues import Dialogue, draws, generated_dialog
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.membership import gain_score, tpr_score
 from megatron_exp.experiments.memorization_outcomes import outcomes
+from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Forbidden, Item, LogLikelihood, Probe, Request, Score, Span
 from megatron_exp.seeding import Words, multiply_high
 
@@ -59,7 +61,6 @@ _TYPE_CODES = {"plain": 0, "random": 1, "rare": 2, "model-based": 3}
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
 _HELD_OUT, _POOL = "held-out", "held-out-pool"
-_GENERATED, _PAPER_HELD_OUT = 4_000, 34_907
 
 
 class _Cell(NamedTuple):
@@ -79,7 +80,7 @@ class _Rare(NamedTuple):
     pool: np.ndarray
 
 
-class MemorizationPatterns(Experiment):
+class MemorizationPatterns(PaperDesign, Experiment):
     """Canary dialogues at several numbers of copies, against held-out dialogues of the same kind."""
 
     title: ClassVar[str] = "Memorization patterns"
@@ -87,12 +88,16 @@ class MemorizationPatterns(Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MemP"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
-    design: Literal["identified", "paper"] = "identified"
-    suffix_types: tuple[SuffixType, ...] | None = None
+    PAPER: ClassVar[Mapping[str, Any]] = {
+        "suffix_types": ("plain", "rare", "model-based", "random"),
+        "num_held_out": 34_907,
+    }
+
+    suffix_types: tuple[SuffixType, ...] = ("plain", "random", "rare")
     suffix_lengths: tuple[Annotated[int, Field(gt=0, lt=4096)], ...] = (1, 8, 32)
     repetitions: tuple[Positive, ...] = (1, 4, 16)
     num_per_condition: Positive = 4000
-    num_held_out: Positive | None = None
+    num_held_out: Positive = 4000
     num_held_out_pool: Annotated[int, Field(ge=0)] | None = None
     min_tokens: Positive = 80
     max_tokens: Positive = 500
@@ -104,7 +109,8 @@ class MemorizationPatterns(Experiment):
 
     @model_validator(mode="after")
     def _check(self) -> "MemorizationPatterns":
-        for name, values in (("suffix_types", self.types), ("suffix_lengths", self.suffix_lengths), ("repetitions", self.repetitions)):
+        for name in ("suffix_types", "suffix_lengths", "repetitions"):
+            values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value and none twice, got {list(values)}")
         if self.min_tokens > self.max_tokens:
@@ -118,29 +124,22 @@ class MemorizationPatterns(Experiment):
     @property
     def needed(self) -> frozenset[str]:
         """A reference only where there are model-based suffixes."""
-        return self.needs | ({"reference"} if "model-based" in self.types else frozenset())
-
-    @property
-    def types(self) -> tuple[SuffixType, ...]:
-        """The suffix types, given or by design."""
-        default: tuple[SuffixType, ...] = ("plain", "random", "rare", "model-based")
-        return self.suffix_types if self.suffix_types is not None else default if self.design == "paper" else default[:3]
+        return self.needs | ({"reference"} if "model-based" in self.suffix_types else frozenset())
 
     @property
     def cells(self) -> list[_Cell]:
         """All cells; plain has length 0."""
-        kinds: list[tuple[SuffixType, int]] = [("plain", 0)] if "plain" in self.types else []
-        kinds += [(kind, length) for kind in self.types if kind != "plain" for length in self.suffix_lengths]
+        kinds: list[tuple[SuffixType, int]] = [("plain", 0)] if "plain" in self.suffix_types else []
+        kinds += [(kind, length) for kind in self.suffix_types if kind != "plain" for length in self.suffix_lengths]
         return [self._cell(kind, length) for kind, length in kinds]
 
     def _cell(self, kind: SuffixType, length: int) -> _Cell:
         name = "plain" if kind == "plain" else f"{kind}-{length}"
-        held_out = self.num_held_out or (_PAPER_HELD_OUT if self.design == "paper" else _GENERATED)
         copies = {f"{name}/x{number}": number for number in self.repetitions} | {f"{name}/{_HELD_OUT}": 0}
-        counts = {condition: self.num_per_condition if number else held_out for condition, number in copies.items()}
-        num_pool = held_out if self.num_held_out_pool is None else self.num_held_out_pool
+        counts = {condition: self.scaled(self.num_per_condition if number else self.num_held_out) for condition, number in copies.items()}
+        num_pool = self.num_held_out if self.num_held_out_pool is None else self.num_held_out_pool
         if kind == "rare" and num_pool:
-            copies[f"{name}/{_POOL}"], counts[f"{name}/{_POOL}"] = 0, num_pool
+            copies[f"{name}/{_POOL}"], counts[f"{name}/{_POOL}"] = 0, self.scaled(num_pool)
         return _Cell(kind, length, name, copies, counts)
 
     # ---- planning ----
