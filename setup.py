@@ -36,7 +36,15 @@ REQUIREMENTS = [
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 is developed against
     "hf": ["transformers>=4.48"],
-    "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.9", "types-PyYAML>=6"],
+    "dev": [
+        "axe-core-python>=0.1",  # the accessibility checks of a report in a browser; brings axe-core's script and nothing else
+        "hypothesis>=6.100",
+        "mypy>=1.13",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.9",
+        "types-PyYAML>=6",
+    ],
 }
 
 setup(

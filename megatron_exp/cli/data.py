@@ -98,7 +98,9 @@ def plan(
     base_rates: Annotated[Path | None, typer.Option(help="What `search CORPUS --payloads MANIFEST --out FILE` found.")] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="The twin (RUN), a checkpoint or a Hugging Face directory, for experiments that need a trained model; or a manifest: its answers."),
+        typer.Option(
+            help="The twin (RUN), a checkpoint or a Hugging Face directory, for experiments that need a trained model; or a manifest: its answers."
+        ),
     ] = None,
     reference_step: Annotated[int | None, typer.Option(help="State of the reference; default: its newest checkpoint.")] = None,
 ) -> None:

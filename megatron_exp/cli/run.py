@@ -70,9 +70,12 @@ def report(
     run: Annotated[Path, typer.Argument(help="RUN directory.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
     against: Annotated[Path | None, typer.Option(help="The twin.")] = None,
-    show_text: Annotated[bool, typer.Option("--show-text", help="Show payload texts instead of masking them.")] = False,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Show payload texts and what models wrote instead of masking them.")
+    ] = False,
+    figures: Annotated[Path | None, typer.Option(help="Also write every plot as SVG and PDF into this directory.")] = None,
 ) -> None:
     """Write one self-contained HTML file."""
     from megatron_exp.report import report as go
 
-    console.print(f"report: {go(run, against=against, out=out, show_text=show_text)}", highlight=False)
+    console.print(f"report: {go(run, against=against, out=out, show_text=show_text, figures=figures)}", highlight=False)

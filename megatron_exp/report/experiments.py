@@ -13,6 +13,7 @@ from megatron_exp.report.effects import Row, natural, outcome_pictures
 from megatron_exp.report.figures import Picture
 from megatron_exp.report.gather import Inputs
 from megatron_exp.report.inserted import interventions
+from megatron_exp.report.outputs import Output, outputs_of
 from megatron_exp.report.overview import primary_rows
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.shards.tokenizer import Tokenizer
@@ -63,6 +64,7 @@ class ExperimentSection:
     other_rows: list[Row]
     num_rows_left_out: int
     example: Example | None
+    outputs: list[Output]
 
 
 def experiment_sections(inputs: Inputs, *, show_text: bool) -> list[ExperimentSection]:
@@ -104,6 +106,7 @@ def _section(inputs: Inputs, name: str, items: pa.Table, tokenizer: Tokenizer | 
         other_rows=other[:_MAX_ROWS],
         num_rows_left_out=max(len(other) - _MAX_ROWS, 0),
         example=_example(inputs, items, tokenizer),
+        outputs=outputs_of(inputs, name, show_text=tokenizer is not None),
     )
 
 

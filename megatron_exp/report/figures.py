@@ -9,6 +9,7 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -54,24 +55,44 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image for the page. uri: `data:` with the SVG. alt: what it shows, in words. caption: how to read it."""
+    """An image for the page. alt: what it shows, in words. caption: how to read it. draw, height_inches: how it is made, for other formats."""
 
-    uri: str
+    svg: str
     alt: str
     caption: str
+    draw: Callable[[Axes], None]
+    height_inches: float
+
+    @property
+    def uri(self) -> str:
+        """The SVG as a `data:` address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    def pdf(self) -> bytes:
+        """The same drawing as a PDF, without a date: equal inputs give equal bytes."""
+        with matplotlib.rc_context(_STYLE):
+            stream = io.BytesIO()
+            FigureCanvasPdf(_figure(self.draw, self.height_inches)).print_pdf(
+                stream, metadata={"CreationDate": None, "Creator": None, "Producer": None}
+            )
+        return stream.getvalue()
 
 
 def picture(draw: Callable[[Axes], None], *, alt: str, caption: str, height_inches: float = 2.8) -> Picture:
     """Draw on fresh axes and keep the SVG."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, height_inches))
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas = FigureCanvasSVG(_figure(draw, height_inches))
+        canvas.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]  # without the document type, whose address some viewers would fetch
-    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt, caption)
+    return Picture(svg, alt, caption, draw, height_inches)
+
+
+def _figure(draw: Callable[[Axes], None], height_inches: float) -> Figure:
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches))
+    draw(figure.add_subplot())
+    return figure
 
 
 def plain_log_scale(axes: Axes, which: Literal["x", "y"]) -> None:

@@ -259,6 +259,8 @@ def write_results(run: Path, manifest: Manifest, state: int, rows: list[dict[str
             "value": -3.5,
         }
     ]
+    texts = {"run": orjson.dumps([f"first {HOSTILE}", "second"]).decode(), "twin": "plain answer"}
+    responses += [responses[0] | {"probe": "written", "model": model, "value": None, "text": text} for model, text in texts.items()]
     pq.write_table(pa.Table.from_pylist(responses, schema=schema.RESPONSES), directory / "responses.parquet")
     record = {"schema_version": 1, "manifest": {"fingerprint": manifest.fingerprint}}
     (directory / "results.json").write_bytes(orjson.dumps(record))

@@ -54,6 +54,31 @@ def test_payload_texts_are_in_the_file_only_when_asked_for(world, page):
     assert item in render(gather(world.run, world.twin), show_text=True)
 
 
+def test_what_models_wrote_is_in_the_file_only_when_asked_for(world, page):
+    assert "plain answer" not in page and "12 characters, hidden" in page
+    shown = render(gather(world.run, world.twin), show_text=True)
+    assert (
+        "plain answer" in shown and "first &lt;script&gt;" in shown and "second" not in shown[shown.index("plain answer") - 2000 :][:1900]
+    )
+
+
+def test_the_methods_paragraph_has_the_numbers_of_plan_and_run(world, page):
+    paragraphs = page[page.index('<h2 id="methods"') : page.index('id="provenance"')]
+    budget = world.manifest.record["budget"]
+    assert f"{STEPS} steps of 4 samples of 64 tokens, 10,240 tokens" in paragraphs and "4 layers, hidden size 128, 4 heads" in paragraphs
+    assert f"{100 * budget['modified_fraction']:.2f}% of the tokens" in paragraphs and world.manifest.fingerprint[:12] in paragraphs
+    assert "A twin with the same initial weights" in paragraphs
+    assert "A twin" not in render(gather(world.run, None), show_text=False).partition('<h2 id="methods"')[2].partition('id="provenance"')[0]
+
+
+def test_every_plot_is_written_as_svg_and_pdf(world, tmp_path):
+    page = report(world.run, world.twin, tmp_path / "report.html", figures=tmp_path / "figures").read_text()
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert len(drawn) == 2 * len(pictures(page)) and {path.rpartition(".")[2] for path in drawn} == {"svg", "pdf"}
+    assert {(tmp_path / "figures" / name).read_text() for name in drawn if name.endswith("svg")} == set(pictures(page))
+    assert all((tmp_path / "figures" / name).read_bytes().startswith(b"%PDF-") for name in drawn if name.endswith("pdf"))
+
+
 def test_the_same_inputs_give_the_same_bytes(world, page):
     assert render(gather(world.run, world.twin), show_text=False) == page
 
@@ -105,7 +130,7 @@ def test_results_of_several_states_are_joined_and_the_newest_evaluation_wins(wor
     assert {row["step"]: row["estimate"] for row in rows} == {10: 0.1, 20: 0.3, 40: 0.4}
 
 
-def change_record(path, name, **changes):
+def change_record(path, name, /, **changes):
     record = orjson.loads((path / name).read_bytes())
     (path / name).write_bytes(orjson.dumps(record | changes))
 
