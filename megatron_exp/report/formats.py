@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 
 from megatron_exp.display.numbers import measured, probability
 from megatron_exp.display.visible import visible_line
-
-Format = Literal["csv", "md", "tex", "parquet"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+from megatron_exp.errors import UserError
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -40,8 +38,10 @@ _PROBABILITIES = ("p", "p_corrected")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def encode(table: pa.Table, kind: Format) -> bytes:
-    """The table in a format; equal tables give equal bytes."""
+def encode(table: pa.Table, kind: str) -> bytes:
+    """The table in one of FORMATS; equal tables give equal bytes. UserError for another name."""
+    if kind not in FORMATS:
+        raise UserError(f"{kind!r} is no format. Choose one of {', '.join(FORMATS)}.")
     plain = pa.table({name: _plain(table[name]) for name in table.column_names})
     return _ENCODERS[kind](plain)
 
@@ -107,4 +107,6 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-_ENCODERS: dict[Format, Callable[[pa.Table], bytes]] = {"csv": _csv, "md": _markdown, "tex": _latex, "parquet": _parquet}
+_ENCODERS: dict[str, Callable[[pa.Table], bytes]] = {"csv": _csv, "md": _markdown, "tex": _latex, "parquet": _parquet}
+
+FORMATS = tuple(_ENCODERS)
