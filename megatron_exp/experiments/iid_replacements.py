@@ -2,22 +2,23 @@
 
 Question: by how much does one look at a sequence lower the loss on it at the end of training, and does that grow with how late it came?
 Design: whole pool sequences replace whole slots, one each, and nothing else touches these slots. The pool has the distribution of the
-    training data, so a replacement changes which sequences are seen and nothing about their kind. The key deals the sequences drawn from the
-    pool to the conditions and to an equal number that is never inserted; both differ by the draw alone.
+    training data, so a replacement changes which sequences are seen and nothing about their kind. The key deals the sequences drawn from
+    the pool to the conditions and to an equal number that is never inserted; both differ by the draw alone.
 Conditions: uniform (anywhere in training), decile-0 ... decile-9 (anywhere in that tenth of training), small-set (a few more, anywhere),
     never-inserted (as many as all others together). scale 1 has the paper's numbers, as shares of the run's slots: 201 of 100,000 batches
     uniformly, 50 in each decile, 10 as the small set; 0.71% of the run in all, and twice as many pool slots.
 Metric: gain in nats per token: loss of the twin minus loss of the run on the sequence (without a twin, minus the run's loss). Primary: mean
-    gain of inserted sequences minus that of never-inserted ones, tested by a rank sum. Secondary: each condition, and recency: the slope of the gain
-    over the deciles, tested by rank correlation, since the key dealt the deciles too.
+    gain of inserted sequences minus that of never-inserted ones, tested by a rank sum. Secondary: each condition, and recency: the slope
+    of the gain over the deciles, tested by rank correlation, since the key dealt the deciles too.
 Source: arXiv 2509.23383 (IID). The paper inserts and does not evaluate; all outcomes are ours.
 Licence: the training data's own; nothing is added.
-Traps: the paper's numbers disagree. Its first set is "422M tokens from batches 300000 to 300400"; those are 400 batches of 839M tokens, so it is
-    either 201 batches or half of the sequences, the same share of the run; we take 201 batches. Decile d uses batches 300400 + 50 d to 300450 + 50 d,
-    the small set 300990 to 301000, so 300900 to 300990 stay unused. A released name, "uniqueness", may be the first or the third set. The last
-    decile's gain also has the fall of the learning rate in it, and what the gain of one look is at all: about 0.01 nats per token
-    or less at the paper's size. This is a null experiment for everything else: it should not move the validation loss.
-Parameters: scale, multiple of the paper's shares (each condition has at least two sequences).
+Traps: the paper's numbers disagree. Its first set is "422M tokens from batches 300000 to 300400"; those are 400 batches of 839M tokens, so
+    it is either 201 batches or half of the sequences, the same share of the run; we take 201 batches. Decile d uses batches 300400 + 50 d
+    to 300450 + 50 d, the small set 300990 to 301000, so 300900 to 300990 stay unused. A released name, "uniqueness", may be the first or
+    the third set. The last decile's gain also has the fall of the learning rate in it, and what the gain of one look is at all: about 0.01
+    nats per token or less at the paper's size. This is a null experiment for everything else: it should not move the validation loss.
+Parameters: uniform_batches, decile_batches (of each) and small_set_batches per 100,000 batches of training; scale, a factor on all three
+    (each condition has at least two sequences); design, of which there is one.
 Example (nats per token of one sequence in run and twin): decile-9, slot 50331648 (step 98304)  2.841 2.859 | never-inserted  2.790 2.789
 """
 
@@ -31,22 +32,22 @@ from pydantic import Field
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.frames import Frame, asked, joined
+from megatron_exp.experiments.paper import REFERENCE, PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Outcome, Probe, Request, Score, SlotLoss, Window
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import smallest_detectable_effect
 from megatron_exp.statistics.trend import trend
 from megatron_exp.stream.slot import POOL
 
-_PAPER_STEPS = 100_000
-_PAPER_BATCHES = {"uniform": 201, "small-set": 10}
-_PAPER_BATCHES_PER_DECILE = 50
+Positive = Annotated[int, Field(gt=0)]
+
 _NUM_DECILES = 10
 _FEWEST = 2
 _PROBE = "loss"
 _CONTROL = "never-inserted"
 
 
-class IidReplacements(Experiment):
+class IidReplacements(PaperDesign, Experiment):
     """Slots swapped for pool sequences, uniformly, by decile and as a small set, against pool sequences that stay out."""
 
     title: ClassVar[str] = "I.i.d. replacements"
@@ -54,15 +55,18 @@ class IidReplacements(Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment IID"
     needs: ClassVar[frozenset[str]] = frozenset({"pool"})
 
-    scale: Annotated[float, Field(gt=0, le=50)] = 1.0
+    uniform_batches: Positive = 201
+    decile_batches: Positive = 50
+    small_set_batches: Positive = 10
 
     # ---- planning ----
 
     def counts(self, context: Context) -> dict[str, int]:
         """{condition: number of sequences}, without the controls."""
-        share = self.scale * context.geometry.num_slots / _PAPER_STEPS
-        batches = _PAPER_BATCHES | {f"decile-{decile}": _PAPER_BATCHES_PER_DECILE for decile in range(_NUM_DECILES)}
-        return {condition: max(_FEWEST, round(share * number)) for condition, number in batches.items()}
+        share = context.geometry.num_slots / REFERENCE.steps
+        batches = {"uniform": self.uniform_batches, "small-set": self.small_set_batches}
+        batches |= {f"decile-{decile}": self.decile_batches for decile in range(_NUM_DECILES)}
+        return {condition: self.scaled(share * number, _FEWEST) for condition, number in batches.items()}
 
     def items(self, context: Context) -> Iterator[Item]:
         """One item for each sequence drawn from the pool, dealt to a condition or to the controls."""
