@@ -48,6 +48,7 @@ from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import Frame, asked, joined
+from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span
 from megatron_exp.seeding import Words, key
 
@@ -61,7 +62,7 @@ _SIMULATED_CHANCE = 0.25
 """Accuracy of a model that knows nothing, with the four options of the built-in questions."""
 
 
-class BenchmarkContamination(Experiment):
+class BenchmarkContamination(PaperDesign, Experiment):
     """Benchmark questions with their right answers in graded numbers of copies, against held-out questions."""
 
     title: ClassVar[str] = "Benchmark contamination"
@@ -69,14 +70,12 @@ class BenchmarkContamination(Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment BC"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
-    design: Literal["identified", "paper"] = "identified"
     files: dict[Benchmark, Path] = Field(default={}, exclude=True)  # their content is in the items; where they lie is no part of the plan
     licences: dict[Benchmark, Annotated[str, Field(min_length=1)]] = {}
     groups: tuple[Group, ...] = ("uniform", "window")
     levels: tuple[Annotated[int, Field(gt=0, le=65_535)], ...] = (4, 12, 32, 144)
     num_questions: tuple[Positive, ...] = (8_000, 5_000, 2_000, 2_000)
     num_held_out: Positive = 10_000
-    scale: Annotated[float, Field(gt=0)] = 1.0
     window: tuple[Fraction, Fraction] = (0.143, 0.286)
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.5
     max_tokens: Positive | None = None
@@ -104,8 +103,8 @@ class BenchmarkContamination(Experiment):
     def counts(self) -> dict[str, int]:
         """Questions wanted per condition."""
         sizes = dict(zip(self.levels, self.num_questions, strict=True))
-        counts = {f"{group}/x{level}": max(1, round(self.scale * sizes[level])) for group in self.groups for level in self.levels}
-        return counts | {"held-out": max(2, round(self.scale * self.num_held_out))}
+        counts = {f"{group}/x{level}": self.scaled(sizes[level]) for group in self.groups for level in self.levels}
+        return counts | {"held-out": self.scaled(self.num_held_out, 2)}
 
     @property
     def most_contaminated(self) -> str:

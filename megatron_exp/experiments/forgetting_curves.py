@@ -8,20 +8,26 @@ Design: for each of `num_batches` steps two batches come from the pool, which is
 Conditions: injected, never-injected; one pair for each injection step.
 Metric: gain = twin's loss minus run's loss, in nats per token (without a twin: the run's loss just before the step minus its loss now). The
     primary is gain(injected) - gain(never-injected) one step after the injection; the coins are fair, so a sign-flip test over the pairs is
-    exact: nine pairs can reach p = 1/512. The curve, the retention and a power law a (1 + t/tau)^-b are descriptions.
+    exact: nine pairs can reach p = 1/512. Descriptions: the curve of that contrast; `gain-against-twin`, the gain on injected batches
+    alone, which the paper plots; the noise band, within which 95% of the gains on never-injected batches lie; the offset from which on the
+    mean gain stays in it; retention, and a power law a (1 + t/tau)^-b from the peak on.
 Source: arXiv 2509.23383 (FC: nine batches at 10%, 20%, ..., 90% of training); forgetting after Pagliardini et al. 2024.
 Licence: the training data's own; nothing is added.
-Traps: the paper has no never-injected batches in the same run and compares with the twin alone, which counts every other difference between
-    run and twin (about 0.001 nats) as gain; the pairs take it out. The paper's "step 10001" counts from 1: it is step 10000 here, first visible
-    in state 10001. The gain grows after the batch has gone (momentum): its peak lies tens of steps later. An injected batch takes its whole step, so
-    other experiments find no room there.
-Parameters: num_batches at even distances over the part `window` of training; offsets in steps after the injection (0 is the state before
-    it, 1 the first that has seen it); grid_points, states over the whole of training at which all earlier pairs are measured again.
+Paper: nine batches replace those of steps "10001", "20001", ..., counted from 1: here steps 10000, 20000, ..., first visible in states
+    10001, 20001, ... `design: paper` measures just before and after, every 10 steps to +200, every 500 to +10,000, and every 5,000 steps
+    of the whole run. The paper compares with the twin alone, which counts every other difference between run and twin (about 0.001 nats)
+    as gain; the never-injected batches take it out, in both designs.
+Traps: the gain grows after the batch has gone (momentum): its peak lies tens of steps later. An injected batch takes its whole step, so
+    other experiments find no room there: list this experiment first, or theirs will move.
+Parameters: design; num_batches at even distances over the part `window` of training, times scale; offsets in steps after the injection (0
+    is the state before it, 1 the first that has seen it); grid_points, states over the whole of training at which all earlier pairs are
+    measured again; evaluated_rows of each batch, by key (default all).
 Example (batch 3 at step 30000; nats per token of the injected batch in run and twin):
     state 30000  2.787 2.788 | 30001  2.748 2.788 | 30020  2.567 2.787 | 30200  2.660 2.786
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -31,6 +37,7 @@ from pydantic import Field, model_validator
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame, asked, joined
+from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Match, Outcome, Probe, Request, Score, SlotLoss
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.decay import fit_power_law
@@ -42,9 +49,10 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _PROBE = "loss"
+_BAND, _FEWEST_FOR_A_BAND = 0.95, 20
 
 
-class ForgettingCurves(Experiment):
+class ForgettingCurves(PaperDesign, Experiment):
     """Whole batches swapped in from the pool, each with a never-injected partner."""
 
     title: ClassVar[str] = "Forgetting curves"
@@ -52,10 +60,13 @@ class ForgettingCurves(Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment FC"
     needs: ClassVar[frozenset[str]] = frozenset({"pool"})
 
+    PAPER: ClassVar[Mapping[str, Any]] = {"offsets": (0, 1, *range(10, 201, 10), *range(500, 10_001, 500)), "grid_points": 20}
+
     num_batches: Positive = 9
     window: tuple[Fraction, Fraction] = (0.1, 0.9)
     offsets: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
     grid_points: Annotated[int, Field(ge=0)] = 20
+    evaluated_rows: Positive | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ForgettingCurves":
@@ -65,16 +76,21 @@ class ForgettingCurves(Experiment):
             raise ValueError(f"window must be two increasing fractions of training, got {list(self.window)}")
         return self
 
+    @property
+    def num_pairs(self) -> int:
+        """Injected batches, each with a never-injected one."""
+        return self.scaled(self.num_batches)
+
     # ---- planning ----
 
     def steps(self, context: Context) -> list[int]:
         """The injection steps, at even distances from the start of the window to its end."""
         last = context.geometry.steps - 1
-        fractions = np.linspace(*self.window, self.num_batches) if self.num_batches > 1 else [self.window[0]]
+        fractions = np.linspace(*self.window, self.num_pairs) if self.num_pairs > 1 else [self.window[0]]
         steps = [min(round(fraction * context.geometry.steps), last) for fraction in fractions]
         if len(set(steps)) < len(steps):
             raise UserError(
-                f"Experiment {context.experiment}: {self.num_batches} batches do not fit into the window {list(self.window)} of "
+                f"Experiment {context.experiment}: {self.num_pairs} batches do not fit into the window {list(self.window)} of "
                 f"{context.geometry.steps} steps. Ask for fewer batches or widen the window."
             )
         return steps
@@ -82,8 +98,8 @@ class ForgettingCurves(Experiment):
     def items(self, context: Context) -> Iterator[Item]:
         """One item for each row of each batch; the two batches of a pair are one cluster and the coin falls within it."""
         batch = context.geometry.global_batch_size
-        units = range(2 * self.num_batches)
-        counts = {"injected": self.num_batches, "never-injected": self.num_batches}
+        units = range(2 * self.num_pairs)
+        counts = {"injected": self.num_pairs, "never-injected": self.num_pairs}
         assigned = context.assign(units, counts, {unit: f"pair-{unit // 2:04d}" for unit in units})
         for pair, step in enumerate(self.steps(context)):
             slots = context.take_pool(f"pair-{pair}", 2 * batch)
@@ -120,9 +136,12 @@ class ForgettingCurves(Experiment):
             step: tuple(sorted({step + offset for offset in self.offsets if step + offset <= total} | {t for t in grid if t > step}))
             for step in self.steps(context)
         }
+        batch = context.geometry.global_batch_size
+        rows = set(context.words("rows").choice(batch, min(self.evaluated_rows or batch, batch)).tolist())
         for item in items:
             slot = POOL + item.metadata["pool_place"]
-            yield Probe(item=item.item, name=_PROBE, ask=SlotLoss(slot), states=states[item.metadata["step"]], live=True)
+            if item.metadata["row"] in rows:
+                yield Probe(item=item.item, name=_PROBE, ask=SlotLoss(slot), states=states[item.metadata["step"]], live=True)
 
     # ---- analysis ----
 
@@ -151,6 +170,26 @@ class ForgettingCurves(Experiment):
                     **nats,
                 ),
                 Outcome(name="gain", estimand=f"{gain}, mean over pairs, by steps since the injection", **nats, **described),
+                Outcome(
+                    name="gain-against-twin",
+                    estimand="gain on injected batches alone, mean over them, by steps since the injection",
+                    **nats,
+                    **described,
+                ),
+                Outcome(
+                    name="noise-band",
+                    estimand="half width of the band that holds 95% of the gains on never-injected batches",
+                    **nats,
+                    **described,
+                ),
+                Outcome(
+                    name="forgotten-after",
+                    estimand="first offset from which on the mean gain on injected batches stays in the noise band",
+                    unit="steps",
+                    margin=0.5,
+                    smallest_effect=1.0,
+                    **described,
+                ),
                 Outcome(name="gain-of-pair", estimand=f"{gain}, of one pair, by state", **nats, **described),
                 Outcome(
                     name="retention",
@@ -187,13 +226,18 @@ class ForgettingCurves(Experiment):
         for pair, state in sorted(contrasts):
             yield _described("gain-of-pair", f"pair-{pair}", state, [contrasts[pair, state].gain])
         mean_gain: dict[int, float] = {}
+        injected: dict[int, float] = {}
         for offset in sorted(set(self.offsets) - {0}):
-            found = {pair: contrasts[pair, start + offset].gain for pair, start in starts.items() if (pair, start + offset) in contrasts}
+            found = {pair: contrasts[pair, start + offset] for pair, start in starts.items() if (pair, start + offset) in contrasts}
             if found:
-                score = _described("gain", f"+{offset}", max(starts[pair] for pair in found) + offset, list(found.values()))
-                mean_gain[offset] = score.estimate
-                yield score
+                state = max(starts[pair] for pair in found) + offset
+                gain = _described("gain", f"+{offset}", state, [one.gain for one in found.values()])
+                alone = _described("gain-against-twin", f"+{offset}", state, [one.gain + one.control for one in found.values()])
+                mean_gain[offset], injected[offset] = gain.estimate, alone.estimate
+                yield gain
+                yield alone
         yield from _retention(mean_gain, max(starts.values(), default=0))
+        yield from _forgotten(injected, [one.control for one in contrasts.values()], max(frame.steps, default=0))
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Rows differ by 0.2 nats, run and twin by row noise and a shared offset; injected rows gain `effect` from one step after the injection on."""
@@ -287,3 +331,16 @@ def _retention(mean_gain: Mapping[int, float], last_start: int) -> Iterator[Scor
     fit = fit_power_law(np.array([offset - peak for offset in after], np.float64), np.array([mean_gain[offset] for offset in after]))
     if np.isfinite(fit.exponent):
         yield _described("decay-exponent", f"tau = {fit.time:.3g} steps, peak at +{peak}", last_start + after[-1], [fit.exponent])
+
+
+def _forgotten(injected: Mapping[int, float], never: Sequence[float], state: int) -> Iterator[Score]:
+    """The noise band, around the mean of the gains on never-injected batches, and when the mean gain of injected ones stays in it."""
+    if len(never) < _FEWEST_FOR_A_BAND:
+        return
+    centre, values = float(np.mean(never)), np.array(never)
+    half = float(np.quantile(np.abs(values - centre), _BAND))
+    yield replace(_described("noise-band", f"around {centre:.4g}", state, [half]), n=len(values))
+    outside = [offset for offset, gain in injected.items() if abs(gain - centre) > half]
+    after = [offset for offset in injected if offset > max(outside, default=-1)]
+    if after and outside:
+        yield _described("forgotten-after", f"out of the band until +{max(outside)}", state, [float(min(after))])
