@@ -148,7 +148,6 @@ class ForgettingCurves(PaperDesign, Experiment):
     @property
     def analysis(self) -> Analysis:
         """One primary contrast one step after the injection; curve, retention and power law as description."""
-        described: dict[str, Any] = {"side": "greater", "test": "none", "family": "descriptive"}
         nats: dict[str, Any] = {"unit": "nats per token", "margin": 0.002, "smallest_effect": 0.01}
         gain = "gain on injected minus gain on never-injected batches"
         return Analysis(
@@ -169,45 +168,51 @@ class ForgettingCurves(PaperDesign, Experiment):
                     family="secondary",
                     **nats,
                 ),
-                Outcome(name="gain", estimand=f"{gain}, mean over pairs, by steps since the injection", **nats, **described),
-                Outcome(
-                    name="gain-against-twin",
-                    estimand="gain on injected batches alone, mean over them, by steps since the injection",
-                    **nats,
-                    **described,
-                ),
-                Outcome(
-                    name="noise-band",
-                    estimand="half width of the band that holds 95% of the gains on never-injected batches",
-                    **nats,
-                    **described,
-                ),
-                Outcome(
-                    name="forgotten-after",
-                    estimand="first offset from which on the mean gain on injected batches stays in the noise band",
-                    unit="steps",
-                    margin=0.5,
-                    smallest_effect=1.0,
-                    **described,
-                ),
-                Outcome(name="gain-of-pair", estimand=f"{gain}, of one pair, by state", **nats, **described),
-                Outcome(
-                    name="retention",
-                    estimand="mean gain as a fraction of its largest value over offsets",
-                    unit="fraction",
-                    margin=0.02,
-                    smallest_effect=0.1,
-                    **described,
-                ),
-                Outcome(
-                    name="decay-exponent",
-                    estimand="b of a (1 + t/tau)^-b fitted to the mean gain from its peak on",
-                    unit="1",
-                    margin=0.1,
-                    smallest_effect=0.1,
-                    **described,
-                ),
+                *self._curves(gain, nats),
             )
+        )
+
+    def _curves(self, gain: str, nats: dict[str, Any]) -> tuple[Outcome, ...]:
+        described: dict[str, Any] = {"side": "greater", "test": "none", "family": "descriptive"}
+        return (
+            Outcome(name="gain", estimand=f"{gain}, mean over pairs, by steps since the injection", **nats, **described),
+            Outcome(
+                name="gain-against-twin",
+                estimand="gain on injected batches alone, mean over them, by steps since the injection",
+                **nats,
+                **described,
+            ),
+            Outcome(
+                name="noise-band",
+                estimand="half width of the band that holds 95% of the gains on never-injected batches",
+                **nats,
+                **described,
+            ),
+            Outcome(
+                name="forgotten-after",
+                estimand="first offset from which on the mean gain on injected batches stays in the noise band",
+                unit="steps",
+                margin=0.5,
+                smallest_effect=1.0,
+                **described,
+            ),
+            Outcome(name="gain-of-pair", estimand=f"{gain}, of one pair, by state", **nats, **described),
+            Outcome(
+                name="retention",
+                estimand="mean gain as a fraction of its largest value over offsets",
+                unit="fraction",
+                margin=0.02,
+                smallest_effect=0.1,
+                **described,
+            ),
+            Outcome(
+                name="decay-exponent",
+                estimand="b of a (1 + t/tau)^-b fitted to the mean gain from its peak on",
+                unit="1",
+                margin=0.1,
+                smallest_effect=0.1,
+                **described,
+            ),
         )
 
     def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:

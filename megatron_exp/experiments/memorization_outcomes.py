@@ -37,7 +37,10 @@ def outcomes(most_copies: int) -> tuple[Outcome, ...]:
             margin=0.1,
             smallest_effect=0.5,
         ),
-        *(Outcome(name=f"auc-{name}", estimand=f"the AUC {what}", test="none", family="descriptive", **auc) for name, what in _DESCRIBED.items()),
+        *(
+            Outcome(name=f"auc-{name}", estimand=f"the AUC {what}", test="none", family="descriptive", **auc)
+            for name, what in _DESCRIBED.items()
+        ),
         *(
             Outcome(name=f"tpr-{name}", estimand=f"{share}, {_DESCRIBED[name]}", test="none", family="descriptive", **rate)
             for name in ("run-alone", "against-pool")

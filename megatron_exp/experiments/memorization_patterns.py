@@ -163,9 +163,7 @@ class MemorizationPatterns(PaperDesign, Experiment):
         for index, tokens in enumerate(generated_dialogues(context, cell.name, sizes)):
             yield Dialogue(first + index, tokens, "built-in dialogue generator")
 
-    def _cell_items(
-        self, cell: _Cell, dialogues: Sequence[Dialogue], rare: _Rare, allowed: np.ndarray, context: Context
-    ) -> Iterator[Item]:
+    def _cell_items(self, cell: _Cell, dialogues: Sequence[Dialogue], rare: _Rare, allowed: np.ndarray, context: Context) -> Iterator[Item]:
         strata = _length_strata(dialogues, self.num_length_strata, cell.name)
         assigned = context.assign([one.number for one in dialogues], cell.counts, strata)
         eos = context.tokenizer.eos_id
@@ -204,7 +202,9 @@ class MemorizationPatterns(PaperDesign, Experiment):
             return [np.empty(0, np.int64)] * len(dialogues)
         if cell.kind == "model-based":
             if context.reference is None:
-                raise UserError(f"Experiment {context.experiment} has model-based suffixes, which a reference model chooses. Give --reference.")
+                raise UserError(
+                    f"Experiment {context.experiment} has model-based suffixes, which a reference model chooses. Give --reference."
+                )
             prompts = [np.concatenate([[context.tokenizer.eos_id], one.tokens]).astype(np.int32) for one in dialogues]
             return list(context.reference.least_likely(prompts, cell.length))
         drawn = draws(context.words("suffixes", cell.kind, cell.length), np.arange(len(dialogues)), cell.length)

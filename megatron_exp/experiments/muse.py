@@ -1,42 +1,43 @@
 """MUSE: how does the way an article is presented, whole or in pieces, change how strongly it is memorised?
 
-Question: does a model score articles it was trained on higher than articles of the same kind it never saw, how does that depend on the number of
-    copies, and is an article in pieces remembered like a whole one?
+Question: does a model score articles it was trained on higher than articles of the same kind it never saw, how does that depend on the
+    number of copies, and is an article in pieces remembered like a whole one?
 Design: of articles that are equal, or of which one contains the other, one stays. Then a key deals the articles, within sets and strata of
-    length, to the nine conditions or to `never`. Copies fall uniformly and independently into the window. A piece is a stretch of the article's
-    tokens between two cut points, drawn uniformly; the pieces of a copy, one after the other, are the article.
-Conditions: `whole/xK` (the article), `once/xK` (cut once, the same pieces K times), `anew/xK` (every copy cut anew), for K in copies; `never`.
-    `once/x1` and `anew/x1` are the same treatment.
-Metric: log-likelihood of the whole article in nats per token, run minus twin, whatever was inserted of it. Primary: AUC of articles with the most
-    copies, in all three ways, against those never inserted, within strata (the loss attack, calibrated by the twin). Secondary: the AUC and the
-    true positive rate at 1% false positives of each condition, the latter with 1,000 never-inserted articles; `verbatim`: ROUGE-L recall of the
-    continuation that the model writes greedily after the article's beginning (MUSE's VerbMem).
+    length, to the nine conditions or to `never`. Copies fall uniformly and independently into the window. A piece is a stretch of the
+    article's tokens between two cut points, drawn uniformly; the pieces of a copy, one after the other, are the article.
+Conditions: `whole/xK` (the article), `once/xK` (cut once, the same pieces K times), `anew/xK` (every copy cut anew), for K in copies;
+    `never`. `once/x1` and `anew/x1` are the same treatment.
+Metric: log-likelihood of the whole article in nats per token, run minus twin, whatever was inserted of it. Primary: AUC of articles with
+    the most copies, in all three ways, against those never inserted, within strata (the loss attack, calibrated by the twin). Secondary:
+    the AUC and the true positive rate at 1% false positives of each condition, the latter with 1,000 never-inserted articles; `verbatim`:
+    ROUGE-L recall of the continuation that the model writes greedily after the article's beginning (MUSE's VerbMem); `knowledge`: that of
+    the answers it writes to questions about the article (KnowMem), where the file has some; `min-k`: the AUC of the least likely 40% of an
+    article's tokens, run minus twin. Descriptive: `privleak`, the run's own such AUC over the twin's, minus one (PrivLeak, with the twin
+    as the model that never saw them).
 Source: arXiv 2509.23383 (MUSE); Shi et al. 2024, "MUSE: Machine unlearning six-way evaluation". Articles: `files` in MUSE's layout, or the
     built-in ones.
 Licence: built-in articles are generated, Apache-2.0 like this package; `licence` says it of the files.
-Paper: all articles of `forget` and `retain1` are inserted, a ninth of each set per condition, in 7 pieces, 1, 10 or 100 copies; 152M tokens.
-    Copies add up to 333/9 = 37 per article, so the source has 4.1M tokens: MUSE's larger `train` version (some 590 articles per condition), not
-    `raw`, as far as can be told. The paper does not say where cut points fall, and its inserter dropped articles longer than a sequence. It
-    evaluates none of this. `design: paper` inserts from all sets but `never_inserted`, whose articles are the controls; then a difference between
-    sets is taken for memory, and retain2 shares hundreds of texts with retain1. The default, `identified`, draws never-inserted articles from the
-    same sets.
-Traps: pieces of one article are no independent units; every article counts once. Of 152 texts that stand twice in one set, one stays. Boilerplate
-    at the end of articles repeats thousands of times and lifts controls as well. Min-k% (PrivLeak) needs the likelihood of every token and
-    KnowMem answers to questions; neither is here.
+Paper: all articles of `forget` and `retain1` are inserted, a ninth of each set per condition, in 7 pieces, 1, 10 or 100 copies; 152M
+    tokens. Copies add up to 333/9 = 37 per article, so the source has 4.1M tokens: MUSE's larger `train` version, not `raw`, as far as can
+    be told. The paper does not say where cut points fall, and its inserter dropped articles longer than a sequence. It evaluates none of
+    this. `design: paper` takes all articles of the files (built-in: 590 per condition, of 774 tokens on average), inserts from all sets
+    but `never_inserted`, and has their articles as controls; then a difference between sets is taken for memory, and retain2 shares
+    hundreds of texts with retain1. The default, `identified`, draws never-inserted articles from the same sets.
+Traps: pieces of one article are no independent units; every article counts once. Of 152 texts that stand twice in one set, one stays.
+    Boilerplate at the end of articles repeats thousands of times and lifts controls as well.
 Parameters: design; files, {set: path}, relative to the configuration; licence of the files; never_inserted, sets; formats; copies;
-    num_per_condition and num_never articles; num_pieces; an article is its first max_tokens tokens, shorter ones than min_tokens are left out;
-    built-in articles have min_tokens to max_tokens, uniformly; num_length_strata; window, part of training as fractions; prompt_tokens and
-    continuation_tokens of `verbatim`, asked of num_verbatim articles per condition (0 leaves it out).
+    num_per_condition and num_never articles (none: as many as there are, in equal parts), times scale; num_pieces; an article is its first
+    max_tokens tokens, shorter ones than min_tokens are left out; built-in articles have min_tokens to max_tokens, uniformly;
+    num_length_strata; window, part of training as fractions; prompt_tokens and continuation_tokens of `verbatim`, asked of num_verbatim
+    articles per condition (0 leaves it out); answer_tokens of `knowledge`.
 Example (once/x10, the second of seven pieces, EOS on both sides): " closed its doors. A report by Odette Farlow found 40 faults in the way"
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from pydantic import Field, model_validator
 from scipy.special import ndtri
@@ -45,12 +46,12 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.duplicates import without_duplicates
-from megatron_exp.experiments.frames import Frame, asked, joined
+from megatron_exp.experiments.frames import asked, joined
+from megatron_exp.experiments.muse_scores import NEVER, against_never, first_part, per_token, privleak_score, tpr_score, with_recall
 from megatron_exp.experiments.news_articles import Article, generated_article, read_articles
+from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score
 from megatron_exp.seeding import Words, key, words64
-from megatron_exp.statistics.roc import tpr_at_fpr, tpr_interval, tpr_p
-from megatron_exp.statistics.rouge import rouge_l_recall
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -58,12 +59,12 @@ Format = Literal["whole", "once", "anew"]
 
 _COPY_BITS, _PIECE_BITS = 11, 5
 _ARTICLE_BITS = 52 - _COPY_BITS - _PIECE_BITS
-_NEVER = "never"
-_FPR, _FEWEST_NEVER_FOR_TPR = 0.01, 1_000
+_FPR, _MIN_K = 0.01, 0.4
+_PAPER_PER_CONDITION, _PAPER_NEVER = 590, 1_000
 _FEWEST_TOKENS_PER_SENTENCE = 8
 
 
-class Muse(Experiment):
+class Muse(PaperDesign, Experiment):
     """Articles inserted whole or in pieces, against articles that were never inserted."""
 
     title: ClassVar[str] = "MUSE-News"
@@ -71,14 +72,15 @@ class Muse(Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MUSE"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
 
-    design: Literal["identified", "paper"] = "identified"
+    PAPER: ClassVar[Mapping[str, Any]] = {"num_per_condition": None, "num_never": None, "max_tokens": 1_484}
+
     files: dict[str, Path] = Field(default={}, exclude=True)  # their content is in the items; where they lie is no part of the plan
     licence: str = ""
     never_inserted: tuple[str, ...] = ("retain2", "holdout")
     formats: tuple[Format, ...] = ("whole", "once", "anew")
     copies: tuple[Annotated[int, Field(gt=0, lt=1 << _COPY_BITS)], ...] = (1, 10, 100)
-    num_per_condition: Positive = 100
-    num_never: Annotated[int, Field(ge=2)] = 1000
+    num_per_condition: Positive | None = 100
+    num_never: Annotated[int, Field(ge=2)] | None = 1000
     num_pieces: Annotated[int, Field(ge=2, lt=1 << _PIECE_BITS)] = 7
     min_tokens: Annotated[int, Field(ge=16)] = 64
     max_tokens: Positive = 1024
@@ -87,6 +89,7 @@ class Muse(Experiment):
     prompt_tokens: Positive = 32
     continuation_tokens: Positive = 32
     num_verbatim: Annotated[int, Field(ge=0)] = 100
+    answer_tokens: Positive = 32
 
     @model_validator(mode="after")
     def _check(self) -> "Muse":
@@ -140,8 +143,8 @@ class Muse(Experiment):
 
     def _generated(self, context: Context) -> list[Article]:
         """Built-in articles with their lengths: `forget` and `retain1` by turns, and as many of `retain2` as are never inserted."""
-        inserted = self.num_per_condition * len(self.conditions)
-        num = inserted + self.num_never
+        inserted = self.scaled(self.num_per_condition or _PAPER_PER_CONDITION) * len(self.conditions)
+        num = inserted + self.scaled(self.num_never or _PAPER_NEVER, 2)
         sizes = self.min_tokens + context.words("sizes").integers(num, self.max_tokens - self.min_tokens + 1)
         words, found = context.words("articles"), list[Article]()
         for number, size in enumerate(sizes.tolist()):
@@ -152,15 +155,12 @@ class Muse(Experiment):
 
     def _dealt(self, parts: dict[int, str], lengths: dict[int, str], context: Context) -> dict[int, str]:
         """{article: condition} for all that are used."""
-        counts = dict.fromkeys(self.conditions, self.num_per_condition)
         if self.design == "identified":
-            draws = [(list(parts), counts | {_NEVER: self.num_never})]
+            draws = [(list(parts), self._counts(len(parts), [*self.conditions, NEVER]))]
         else:
             controls = [number for number, part in parts.items() if part in self.never_inserted]
-            draws = [
-                ([number for number in parts if parts[number] not in self.never_inserted], counts),
-                (controls, {_NEVER: self.num_never}),
-            ]
+            inserted = [number for number in parts if parts[number] not in self.never_inserted]
+            draws = [(inserted, self._counts(len(inserted), self.conditions)), (controls, self._counts(len(controls), [NEVER]))]
         dealt: dict[int, str] = {}
         for units, wanted in draws:
             if (missing := sum(wanted.values()) - len(units)) > 0:
@@ -171,6 +171,12 @@ class Muse(Experiment):
             strata = {number: f"{parts[number]}/{lengths[number]}" for number in units}
             dealt |= context.assign(units, wanted | ({"unused": -missing} if missing else {}), strata, purpose="articles")
         return {number: condition for number, condition in dealt.items() if condition != "unused"}
+
+    def _counts(self, num: int, conditions: Sequence[str]) -> dict[str, int]:
+        """Articles wanted per condition, of `num` that there are."""
+        share = max(1, int(min(self.scale, 1.0) * num / len(conditions)))
+        wanted = {condition: self.num_never if condition == NEVER else self.num_per_condition for condition in conditions}
+        return {condition: share if number is None else self.scaled(number) for condition, number in wanted.items()}
 
     def _items_of(
         self, number: int, article: Article, tokens: np.ndarray, condition: str, stratum: str, context: Context
@@ -184,12 +190,21 @@ class Muse(Experiment):
         yield Item(
             item=number << (_COPY_BITS + _PIECE_BITS),
             arm="article",
-            role="control" if condition == _NEVER else "probe-only",
+            role="control" if condition == NEVER else "probe-only",
             payload=np.concatenate([eos, tokens, eos]).astype(np.int32),
-            metadata=facts | {"continuation": context.tokenizer.decode(tokens[prompt:end])},
+            metadata=facts | {"reference": context.tokenizer.decode(tokens[prompt:end])},
             **shared,
         )
-        if condition == _NEVER:
+        for index, (question, answer) in enumerate(article.questions):
+            yield Item(
+                item=number << (_COPY_BITS + _PIECE_BITS),
+                arm=f"question-{index}",
+                role="control" if condition == NEVER else "probe-only",
+                payload=np.concatenate([eos, context.tokenizer.encode(f"Question: {question}\nAnswer:")]).astype(np.int32),
+                metadata=facts | {"reference": answer},
+                **shared,
+            )
+        if condition == NEVER:
             return
         cuts = self._cuts(number, form, int(copies), len(tokens), context)
         for copy, points in enumerate(cuts):
@@ -227,18 +242,24 @@ class Muse(Experiment):
                 yield Request(item=item.item, arm=item.arm, kind="tokens", where=window, copies=copies)
 
     def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
-        """`loss`: the article's likelihood. `verbatim`: what the model writes after its beginning. Both in the final state."""
-        del placed, context
+        """`loss` and `min-k`: the article's likelihood. `verbatim`: what is written after its beginning. `knowledge`: answers. All in the final state."""
+        del placed
         asked_in: dict[str, int] = {}
         for item in sorted((one for one in items if one.arm == "article"), key=lambda one: one.item):
             assert item.payload is not None
-            yield Probe(item=item.item, arm=item.arm, name="loss", ask=LogLikelihood(item.payload, 1, len(item.payload) - 1))
+            for name, lowest in (("loss", 1.0), ("min-k", _MIN_K)):
+                yield Probe(item=item.item, arm=item.arm, name=name, ask=LogLikelihood(item.payload, 1, len(item.payload) - 1, lowest))
             asked_in[item.condition] = asked_in.get(item.condition, 0) + 1
             if asked_in[item.condition] <= self.num_verbatim:
                 prompt, end = self._verbatim_cut(len(item.payload) - 2)
                 target = item.payload[1 + prompt : 1 + end]
                 ask = Greedy(item.payload[: 1 + prompt], len(target), target)
                 yield Probe(item=item.item, arm=item.arm, name="verbatim", ask=ask)
+        for item in items:
+            if item.arm.startswith("question-"):
+                assert item.payload is not None
+                num = min(self.answer_tokens, context.geometry.sequence_length - len(item.payload))
+                yield Probe(item=item.item, arm=item.arm, name="knowledge", ask=Greedy(item.payload, num))
 
     # ---- analysis ----
 
@@ -247,6 +268,8 @@ class Muse(Experiment):
         """One primary AUC; each condition, the rates, the twin and the written continuations as secondaries."""
         auc: dict[str, Any] = {"unit": "AUC", "side": "greater", "null": 0.5, "margin": 0.02, "smallest_effect": 0.05}
         auc |= {"test": "rank sum of articles within strata"}
+        recall: dict[str, Any] = {"unit": "recall", "test": "rank sum of articles within strata", "side": "greater"}
+        recall |= {"family": "secondary", "margin": 0.01, "smallest_effect": 0.05}
         most = f"P(an article with {max(self.copies)} copies gains more likelihood per token than one never inserted)"
         return Analysis(
             (
@@ -269,38 +292,45 @@ class Muse(Experiment):
                     margin=0.01,
                     smallest_effect=0.02,
                 ),
+                Outcome(name="min-k", estimand=f"{most}, over its least likely tokens", family="secondary", **auc),
+                Outcome(
+                    name="privleak",
+                    estimand="AUC of the run's own least likely tokens over that of the twin's, minus one",
+                    family="descriptive",
+                    **auc | {"unit": "1", "null": 0.0, "test": "none"},
+                ),
                 Outcome(
                     name="verbatim",
                     estimand="mean ROUGE-L recall of the greedy continuation, inserted minus never-inserted articles",
-                    unit="recall",
-                    test="rank sum of articles within strata",
-                    side="greater",
-                    family="secondary",
-                    margin=0.01,
-                    smallest_effect=0.05,
+                    **recall,
                 ),
+                Outcome(name="knowledge", estimand="mean ROUGE-L recall of answers, inserted minus never-inserted articles", **recall),
             )
         )
 
     def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:
         """The primary at every state there are responses for, then every condition."""
         frame = joined(items, with_recall(items, responses))
-        loss, verbatim = frame.of_probe("loss"), frame.of_probe("verbatim")
-        loss = replace(loss, run=loss.run / loss.num_tokens, twin=loss.twin / loss.num_tokens)
         most = [name for name in self.conditions if name.endswith(f"/x{max(self.copies)}")]
+        loss, lowest = per_token(frame.of_probe("loss")), per_token(frame.of_probe("min-k"))
         for step in loss.steps:
-            now, chosen = loss.at(step), loss.at(step).where(np.isin(loss.at(step).condition, [*most, _NEVER]))
+            now, chosen = loss.at(step), against_never(loss.at(step), most)
             yield contrast_score(chosen, "auc", f"x{max(self.copies)}", step, "greater", measure="auc")
             if frame.has_twin:
                 yield contrast_score(chosen, "control:twin", f"x{max(self.copies)}", step, "two-sided", measure="auc", of_twin=True)
             for condition in self.conditions:
-                part = now.where(np.isin(now.condition, (condition, _NEVER)))
+                part = against_never(now, [condition])
                 yield contrast_score(part, "auc-by-condition", condition, step, "greater", measure="auc")
-                yield _tpr_score(part, step, condition)
-        for step in verbatim.steps:
-            for condition in self.conditions:
-                now = verbatim.at(step)
-                yield contrast_score(now.where(np.isin(now.condition, (condition, _NEVER))), "verbatim", condition, step, "greater")
+                yield tpr_score(part, step, condition, _FPR)
+        for step in lowest.steps:
+            chosen = against_never(lowest.at(step), most)
+            yield contrast_score(chosen, "min-k", f"x{max(self.copies)}", step, "greater", measure="auc")
+            yield privleak_score(chosen, step, f"x{max(self.copies)}")
+        for name in ("verbatim", "knowledge"):
+            written = frame.of_probe(name)
+            for step in written.steps:
+                for condition in sorted(set(written.condition) - {NEVER}, key=self.conditions.index):
+                    yield contrast_score(against_never(written.at(step), [condition]), name, condition, step, "greater")
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Articles change by 0.05 nats per token between twin and run; those with the most copies by a shift that gives AUC 0.5 + effect.
@@ -313,58 +343,18 @@ class Muse(Experiment):
         run = twin + 0.05 * (words.child("change").normals(len(frame)) + np.sqrt(2.0) * ndtri(min(0.5 + effect, 0.9999)) * share)
         known = 0.3 * words.child("known").uniforms(len(frame))
         parts = {"run": known + (1 - known) * min(effect, 1.0) * share, "twin": 0.3 * words.child("known", "twin").uniforms(len(frame))}
-        is_loss = frame.probe == "loss"
+        is_loss = np.isin(frame.probe, ("loss", "min-k"))
         tokens = np.where(is_loss, frame.num_tokens, 0.0)
         answers = frame.filled(run * tokens, twin * tokens).responses()
         texts = [
-            None if row_is_loss else _first_part(text, float(part))
+            None if row_is_loss else first_part(text, float(part))
             for model in ("run", "twin")
-            for row_is_loss, text, part in zip(is_loss, frame.meta("continuation"), parts[model], strict=True)
+            for row_is_loss, text, part in zip(is_loss, frame.meta("reference"), parts[model], strict=True)
         ]
         return answers.set_column(answers.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
-
-
-def with_recall(items: pa.Table, responses: pa.Table) -> pa.Table:
-    """The responses with the ROUGE-L recall of what was written as value of every scored `verbatim` row whose text was kept; null where it was not."""
-    is_article = [arm == "article" for arm in items["arm"].to_pylist()]
-    metadata = {
-        item: text
-        for item, text, chosen in zip(items["item"].to_pylist(), items["metadata"].to_pylist(), is_article, strict=True)
-        if chosen
-    }
-    columns = (responses[name].to_pylist() for name in ("probe", "item", "value", "text"))
-    values = [
-        value
-        if probe != "verbatim"
-        else None
-        if value is None or text is None
-        else rouge_l_recall(orjson.loads(metadata[item])["continuation"], text)
-        for probe, item, value, text in zip(*columns, strict=True)
-    ]
-    return responses.set_column(responses.schema.get_field_index("value"), "value", pa.array(values, pa.float64()))
-
-
-def _first_part(text: str, share: float) -> str:
-    words = text.split()
-    return " ".join(words[: round(share * len(words))])
 
 
 def _length_strata(lengths: dict[int, int], num_strata: int) -> dict[int, str]:
     """{article: stratum}: equal parts of all articles by number of tokens, ties by article."""
     ordered = sorted(lengths, key=lambda number: (lengths[number], number))
     return {number: f"length-{rank * num_strata // len(ordered)}" for rank, number in enumerate(ordered)}
-
-
-def _tpr_score(frame: Frame, step: int, condition: str) -> Score:
-    known = frame.where(np.isfinite(frame.change))
-    members, never = known.change[known.role != "control"], known.change[known.role == "control"]
-    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": step, "n": len(known)}
-    shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
-    if len(never) < _FEWEST_NEVER_FOR_TPR or not len(members):
-        reason = f"{len(never)} never-inserted and {len(members)} inserted articles were scored; 1% needs {_FEWEST_NEVER_FOR_TPR} never-inserted ones"
-        return Score(**shared, estimate=float("nan"), reason=reason)
-    rate = tpr_at_fpr(members, never, _FPR)
-    low, high = tpr_interval(members, never, Words.of(0, "score", frame.experiment, "tpr", condition), _FPR)
-    test = f"exact rank test of the rate, bootstrap interval, {frame.compared}"
-    p = tpr_p(members, never, _FPR)
-    return Score(**shared, estimate=rate, low=low, high=high, control=_FPR, difference=rate - _FPR, p=p, test=test)

@@ -1,13 +1,13 @@
 """News articles: read from files in MUSE's layout, or made up from word lists of our own."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_exp.experiments.json_lines import read_json_lines
+from megatron_exp.experiments.json_lines import Line, read_json_lines
 from megatron_exp.seeding import Words
 
-_LAYOUT = "MUSE's layout: JSON lines with the field `text`"
+_LAYOUT = "MUSE's layout: JSON lines with the field `text`, and `questions` [{`question`, `answer`}] if there are any"
 _listed = str.split
 
 _NAMES = _listed("""
@@ -51,12 +51,17 @@ _SENTENCES_PER_PARAGRAPH = 3
 
 @dataclass(frozen=True)
 class Article:
-    """part: the set of articles it belongs to, such as `forget`. source: which line of the set. num_tokens: of its text to use, 0 where nobody said."""
+    """One article.
+
+    part: the set of articles it belongs to, such as `forget`. source: which line of the set. num_tokens: of its text to use, 0 where nobody said.
+    questions: (question, answer) about it.
+    """
 
     part: str
     text: str
     source: str
     num_tokens: int = 0
+    questions: tuple[tuple[str, str], ...] = ()
 
 
 def read_articles(files: Mapping[str, Path]) -> Iterator[Article]:
@@ -64,7 +69,16 @@ def read_articles(files: Mapping[str, Path]) -> Iterator[Article]:
     for part, path in files.items():
         for line in read_json_lines(Path(path), _LAYOUT):
             if text := line.field("text", str).strip():
-                yield Article(part, text, f"{part}, line {line.number}")
+                yield Article(part, text, f"{part}, line {line.number}", questions=_questions(line))
+
+
+def _questions(line: Line) -> tuple[tuple[str, str], ...]:
+    found = line.field("questions", list) if "questions" in line.record else []
+    inner = [
+        replace(line, record=one) if isinstance(one, dict) else line.refuse("`questions` holds something else than objects")
+        for one in found
+    ]
+    return tuple((one.text("question"), one.text("answer")) for one in inner)
 
 
 def generated_article(words: Words, number: int, num_sentences: int) -> str:

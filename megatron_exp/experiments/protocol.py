@@ -128,11 +128,15 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """Sum of log-probabilities of tokens[start:end] given everything before; `start` >= 1. Value in nats (<= 0)."""
+    """Sum of log-probabilities of tokens[start:end] given everything before; `start` >= 1. Value in nats (<= 0).
+
+    lowest: only this share of the span counts, its least likely tokens (Min-K%), at least one.
+    """
 
     tokens: np.ndarray
     start: int
     end: int
+    lowest: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -228,7 +228,8 @@ def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> lis
 def _ask_columns(ask: protocol.Ask, store: Payloads) -> dict[str, Any]:
     match ask:
         case protocol.LogLikelihood():
-            return {"ask": "loglikelihood", "payload": store.add(ask.tokens), "start": ask.start, "end": ask.end}
+            columns = {"ask": "loglikelihood", "payload": store.add(ask.tokens), "start": ask.start, "end": ask.end}
+            return columns if ask.lowest == 1.0 else columns | {"scale": ask.lowest}
         case protocol.Greedy():
             target = None if ask.target is None else store.add(ask.target)
             return {"ask": "greedy", "payload": store.add(ask.prompt), "num_tokens": ask.num_tokens, "target": target}

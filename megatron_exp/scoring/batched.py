@@ -26,11 +26,17 @@ BROKEN = -1
 
 
 class LogLikelihoodRequest(NamedTuple):
-    """log p(tokens[start:end] | tokens[:start]); 1 <= start < end <= len(tokens)."""
+    """log p(tokens[start:end] | tokens[:start]); 1 <= start < end <= len(tokens). lowest: share of the least likely tokens that counts."""
 
     tokens: np.ndarray
     start: int
     end: int
+    lowest: float = 1.0
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens that the sum is over."""
+        return max(1, int(np.ceil(self.lowest * (self.end - self.start) - 1e-9)))
 
 
 class LogLikelihoods(NamedTuple):
@@ -84,10 +90,10 @@ class BatchedScorer(abc.ABC):
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> LogLikelihoods:
         """Sum of log-probabilities of each span, given everything before it; equal sequences are run once."""
-        for tokens, start, end in requests:
+        for tokens, start, end, _ in requests:
             if not 1 <= start < end <= len(tokens):
                 raise ValueError(f"a span [{start}, {end}) does not lie in {len(tokens)} tokens after a first one")
-        sequences, answered_by = share([tokens[:end] for tokens, _, end in requests])
+        sequences, answered_by = share([request.tokens[: request.end] for request in requests])
         asked: list[list[int]] = [[] for _ in sequences]
         for index, sequence in enumerate(answered_by):
             asked[sequence].append(index)
@@ -98,11 +104,11 @@ class BatchedScorer(abc.ABC):
             for row, sequence in enumerate(batch.rows):
                 for index in asked[sequence]:
                     span = slice(requests[index].start - 1, requests[index].end - 1)
-                    nats[index] = -losses[row, span].sum(dtype=np.float64)
+                    nats[index] = -_counted(losses[row, span], requests[index]).sum(dtype=np.float64)
                     greedy[index] = most_likely[row, span].all()
 
         self._run([len(sequence) - 1 for sequence in sequences], answer)
-        num_tokens = np.array([end - start for _, start, end in requests], dtype=np.int64)
+        num_tokens = np.array([request.num_counted for request in requests], dtype=np.int64)
         return LogLikelihoods(self._over_replicas(nats), num_tokens, self._over_replicas(greedy).astype(bool))
 
     def greedy(self, prompts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
@@ -290,6 +296,11 @@ class BatchedScorer(abc.ABC):
     @abc.abstractmethod
     def _embedding_gradients(self, tokens: np.ndarray, loss_mask: np.ndarray) -> torch.Tensor:
         """fp32 [b, S, h]: for each row, the gradient of its summed unmasked loss by its looked-up embeddings."""
+
+
+def _counted(losses: np.ndarray, request: LogLikelihoodRequest) -> np.ndarray:
+    """The losses of a span that its request asks for: all in order, or the largest."""
+    return losses if request.lowest == 1.0 else np.sort(losses)[len(losses) - request.num_counted :]
 
 
 def drawn(logits: np.ndarray, temperature: float, uniforms: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def score_probes(scorer: BatchedScorer, probes: pa.Table, manifest: ManifestLike
 def _ask_loglikelihood(asking: _Asking, asked: list[tuple[int, Row]]) -> None:
     requests, indices = [], []
     for index, row in asked:
-        request = LogLikelihoodRequest(asking.manifest.payload(row["payload"]), row["start"], row["end"])
+        request = LogLikelihoodRequest(asking.manifest.payload(row["payload"]), row["start"], row["end"], row.get("scale") or 1.0)
         if not 1 <= request.start < request.end <= len(request.tokens):
             asking.refuse(index, "the span does not lie in the tokens, after a first one")
         elif not _readable(asking, index, request.tokens[: request.end], request.end - 1):

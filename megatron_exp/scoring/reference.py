@@ -122,7 +122,9 @@ def loaded(path: Path, found: Found, corpus: Corpus) -> Iterator[ReferenceModel]
     tokenizer = corpus.tokenizer()
     layout = start_parallel(ParallelConfig())
     try:
-        scorer = Scorer(_load(found.checkpoint, layout)) if found.checkpoint else HuggingFaceScorer.open(str(path), device=str(layout.device))
+        scorer = (
+            Scorer(_load(found.checkpoint, layout)) if found.checkpoint else HuggingFaceScorer.open(str(path), device=str(layout.device))
+        )
         if tokenizer.vocabulary_size > scorer.vocabulary_size:
             raise UserError(
                 f"The reference {path} has embeddings for {scorer.vocabulary_size} ids, but the tokenizer has {tokenizer.vocabulary_size}. "

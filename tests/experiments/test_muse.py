@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.conformance import ToyTokenizer, toy_context
 from megatron_exp.experiments.draft import draft
-from megatron_exp.experiments.muse import Muse, with_recall
+from megatron_exp.experiments.muse import Muse
+from megatron_exp.experiments.muse_scores import with_recall
 from megatron_exp.experiments.news_articles import generated_article
 from megatron_exp.seeding import Words
 from tests.experiments.small import ARTICLES, SMALL
@@ -103,7 +104,7 @@ def test_a_prompt_and_its_target_are_the_beginning_of_the_article(planned):
     for probe in verbatim:
         both = np.concatenate([probe.ask.prompt, probe.ask.target])
         np.testing.assert_array_equal(both, payloads[probe.item][: len(both)])
-        assert TOKENIZER.decode(probe.ask.target) == facts[probe.item]["continuation"]
+        assert TOKENIZER.decode(probe.ask.target) == facts[probe.item]["reference"]
         assert probe.ask.num_tokens == len(probe.ask.target)
 
 
@@ -111,7 +112,7 @@ def test_verbatim_is_the_recall_of_what_was_written_and_null_where_no_text_was_k
     answers = Muse(**NINE).simulate(planned.item_table, planned.probe_table, 0.4, WORDS)
     place = answers["probe"].to_pylist().index("verbatim")
     continuation = next(
-        item.metadata["continuation"] for item in planned.items if item.arm == "article" and item.item == answers["item"][place].as_py()
+        item.metadata["reference"] for item in planned.items if item.arm == "article" and item.item == answers["item"][place].as_py()
     )
     column = answers.schema.get_field_index("text")
     for text, recall in ((continuation, 1.0), ("", 0.0), (None, None)):
@@ -197,3 +198,52 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):
         list(of_files(tmp_path, num_per_condition=24).items(toy_context("few")))
     with pytest.raises(ValidationError, match="licence"):
         of_files(tmp_path, licence="")
+
+
+def with_questions(tmp_path):
+    rows = [{"text": text, "questions": [{"question": "Who?", "answer": f"the mayor {n}"}]} for n, text in enumerate(texts(30))]
+    path = tmp_path / "forget.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    small = {"num_per_condition": 4, "formats": ("whole",), "copies": (1, 3), "num_never": 20}
+    return draft(Muse(**ARTICLES | small, files={"forget": path}, licence="CC BY-NC 4.0"), toy_context("muse"))
+
+
+def test_questions_in_a_file_are_asked_of_the_article_they_are_about(tmp_path):
+    planned = with_questions(tmp_path)
+    asked_about = [item for item in planned.items if item.arm == "question-0"]
+    role_of = {item.cluster: item.role for item in planned.items if item.arm == "article"}
+    assert len(asked_about) == 28 and all(item.role == role_of[item.cluster] for item in asked_about)
+    assert TOKENIZER.decode(asked_about[0].payload[1:]) == "Question: Who?\nAnswer:"
+    assert {probe.ask.num_tokens for probe in planned.probes if probe.name == "knowledge"} == {32}
+
+
+def test_an_answer_is_judged_by_its_first_line(tmp_path):
+    planned = with_questions(tmp_path)
+    item = next(item for item in planned.items if item.arm == "question-0")
+    answers = [(item.item, " The Mayor 3\nnothing"), (item.item, "nothing\nthe mayor 3")]
+    columns = {"probe": ["knowledge"] * 2, "item": [one[0] for one in answers], "arm": ["question-0"] * 2, "value": [None] * 2}
+    columns |= {"text": [one[1] for one in answers], "reason": [""] * 2}
+    number = item.metadata["reference"].split()[-1]
+    columns["text"] = [text.replace("3", number) for text in columns["text"]]
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    assert with_recall(planned.item_table, table)["value"].to_pylist() == [1.0, 0.0]
+
+
+def test_the_least_likely_tokens_are_asked_about_and_leak_where_members_stand_out(planned):
+    experiment = Muse(**NINE)
+    lowest = [probe.ask for probe in planned.probes if probe.name == "min-k"]
+    assert {ask.lowest for ask in lowest} == {0.4} and len(lowest) == sum(item.arm == "article" for item in planned.items)
+    responses = experiment.simulate(planned.item_table, planned.probe_table, 0.4, Words.of(0, "privleak"))
+    scores = {score.outcome: score for score in experiment.score(planned.item_table, responses)}
+    leak = scores["privleak"]
+    assert leak.estimate == pytest.approx(leak.control / leak.twin - 1.0) and 0.3 < leak.twin < 0.7
+
+
+def test_the_papers_design_inserts_equal_parts_of_all_articles_but_those_of_the_controls(tmp_path):
+    files = {"forget": write(tmp_path / "forget.jsonl", texts(23)), "retain2": write(tmp_path / "retain2.jsonl", texts(11, 1000))}
+    experiment = Muse(
+        **ARTICLES | {"num_per_condition": None, "num_never": None, "copies": (1, 3)}, design="paper", files=files, licence="x"
+    )
+    counts = Counter(item.condition for item in experiment.items(toy_context("muse")) if item.arm == "article")
+    assert counts == {f"{form}/x{copies}": 3 for form in ("whole", "once", "anew") for copies in (1, 3)} | {"never": 11}
+    assert Muse(design="paper").max_tokens == 1_484 and Muse(design="paper").num_per_condition is None

@@ -23,8 +23,8 @@ def spans(texts):
 def test_spans_get_the_log_probability_of_their_own_tokens():
     model, requests = Bigram(), spans(sequences(200))
     found = model.loglikelihood(requests)
-    assert found.nats == pytest.approx([model.log_probability(*request) for request in requests])
-    assert found.num_tokens.tolist() == [end - start for _, start, end in requests]
+    assert found.nats == pytest.approx([model.log_probability(*request[:3]) for request in requests])
+    assert found.num_tokens.tolist() == [request.end - request.start for request in requests]
 
 
 def test_answers_do_not_depend_on_the_size_of_batches():
@@ -121,3 +121,12 @@ def test_replicas_share_the_work_and_their_sum_is_the_whole():
     answers = [part.loglikelihood(requests) for part in parts]
     assert (sum(answer.nats for answer in answers) == whole.nats).all()
     assert max(len(part.shapes) for part in parts) - min(len(part.shapes) for part in parts) <= 1
+
+
+def test_the_least_likely_share_of_a_span_counts_alone():
+    model, text = Bigram(), sequences(1)[0]
+    each = sorted(model.log_probability(text, place, place + 1) for place in range(1, len(text)))
+    for share in (0.01, 0.4, 1.0):
+        found = model.loglikelihood([LogLikelihoodRequest(text, 1, len(text), share)])
+        num = max(1, int(np.ceil(share * len(each))))
+        assert found.nats[0] == pytest.approx(sum(each[:num])) and found.num_tokens[0] == num
