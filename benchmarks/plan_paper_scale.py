@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from megatron_exp import fingerprint
 from megatron_exp.experiments.protocol import Item, Noise, Request, Window
@@ -29,6 +28,7 @@ from megatron_exp.inspection import verify_rows
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import build_index, write_index
 from megatron_exp.manifest.payloads import payload_hash
+from megatron_exp.manifest.writer import write_table
 from megatron_exp.placement.place import place
 from megatron_exp.placement.rows import Copies
 from megatron_exp.seeding import Words
@@ -70,12 +70,12 @@ def wanted_of(num_requests: int, num_copies: int, text: np.ndarray) -> list[Want
     """Requests over the whole run: one in a hundred is exclusive noise, the others write 80 to 1,400 tokens."""
     lengths = 80 + Words.of(0, "benchmark", "plan").integers(num_requests, 1321)
     conditions = [f"c{number}" for number in range(30)]  # names are shared, as those that `context.assign` gives
+    window = Window(0, GEOMETRY.steps)
     wanted = []
     for number in range(num_requests):
         is_noise = number >= num_requests - num_requests // 100
         payload = None if is_noise else text[number : number + int(lengths[number])]
         item = Item(item=number, condition=conditions[number % 30], role="treated", payload=payload, source="made", licence="none")
-        window = Window(0, GEOMETRY.steps)
         if is_noise:
             request = Request(item=number, kind="noise", where=window, copies=1, exclusive=True, noise=Noise(0.075))
         else:
@@ -105,7 +105,7 @@ def main() -> None:
         with clock.stage("index"):
             write_index(Path(directory), build_index(table, EXPERIMENTS))
         with clock.stage("parquet"):
-            pq.write_table(table, Path(directory) / "insertions.parquet", compression="zstd", row_group_size=1 << 17)
+            write_table(Path(directory) / "insertions.parquet", table)
     with clock.stage("fingerprint"):
         fingerprint.of_table(table)
     planned = [cost for name, cost in clock.stages.items() if name != "items"]

@@ -103,12 +103,22 @@ def _distinct_and_numbers(encoded: pa.DictionaryArray) -> list[bytes]:
     return [canonical_json(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
 
 
+def _sorted_order(raw: np.ndarray) -> np.ndarray:
+    """The order that sorts distinct byte strings of one length. Of hashes, the first eight bytes decide, and numbers sort much faster."""
+    if raw.itemsize >= 8:
+        heads = np.ascontiguousarray(raw.view(np.uint8).reshape(len(raw), raw.itemsize)[:, :8]).view(">u8").ravel().astype(np.uint64)
+        order = np.argsort(heads)
+        if not np.any(heads[order][1:] == heads[order][:-1]):
+            return order
+    return np.argsort(raw, kind="stable")  # of equal length, so that numpy's blindness to trailing zeros does not show
+
+
 def _distinct_binaries(column: pa.Array) -> list[bytes | memoryview]:
     """The same for values of one length, written as the JSON list of their hexadecimal digits."""
     encoded = column.dictionary_encode()
     width, values = column.type.byte_width, encoded.dictionary
     raw = np.frombuffer(values.buffers()[1] or b"", dtype=f"S{width}", count=len(values), offset=values.offset * width)
-    order = np.argsort(raw, kind="stable")  # of equal length, so that numpy's blindness to trailing zeros does not show
+    order = _sorted_order(raw)
     size = len(values) * (2 * width + 3)
     texts = np.full(1 + max(size, 1), ord(","), np.uint8)
     quoted = texts[1 : 1 + size].reshape(len(values), 2 * width + 3)

@@ -85,90 +85,104 @@ def insertions_table(
         return schema.INSERTIONS.empty_table()
     number = np.full(len(wanted), -1, dtype=np.int32)
     number[chosen] = np.arange(len(chosen), dtype=np.int32)
-    rows = np.flatnonzero(number[placement.table.request] >= 0)
     per_request = _per_request([wanted[i] for i in chosen], store, geometry, placement_seed)
-    insertion_id = _insertion_ids(placement, rows, per_request.pop("insertion_key").to_numpy()[number[placement.table.request[rows]]])
-    order = _order(placement, rows, per_request["layer"].to_numpy()[number[placement.table.request[rows]]], insertion_id, geometry)
+    rows = np.flatnonzero(np.repeat(number >= 0, np.diff(placement.table.bounds)))
+    insertion_id, places = _ids_and_places(placement, rows, number, per_request, geometry)
+    order = _order(places, insertion_id)
+    del places
     rows = rows[order]
     columns = {"insertion_id": pa.array(insertion_id[order])}
     del insertion_id, order
-    spread = pa.array(number[placement.table.request[rows]])
-    for name in list(per_request):
-        columns[name] = _spread(per_request.pop(name), spread)
-    columns |= _per_copy(wanted, placement, rows, geometry)
+    columns |= _per_copy(placement, rows, geometry) | {"source_slot": _source_slots(wanted, placement, rows)}
+    request = number[placement.table.request[rows]]
+    del rows
+    columns |= {name: _spread(values, request) for name, values in per_request.items() if name in schema.INSERTIONS.names}
     return pa.table({name: columns[name] for name in schema.INSERTIONS.names}, schema=schema.INSERTIONS)
 
 
 def _per_request(wanted: Sequence[Wanted], store: Payloads, geometry: Geometry, placement_seed: int) -> dict[str, pa.Array]:
-    """Columns with one value per request, and the key of its insertion ids."""
-    kinds = [one.request.kind for one in wanted]
-    payloads = [one.item.payload if kind in PAYLOAD_KINDS else None for one, kind in zip(wanted, kinds, strict=True)]
-    lengths = [
+    """Columns with one value per request, and the key of its insertion ids. Numbers go into arrays as they come: as Python objects they take more."""
+    num = len(wanted)
+    payloads = [one.item.payload if one.request.kind in PAYLOAD_KINDS else None for one in wanted]
+    lengths = (
         one.request.mask_length or (geometry.sequence_length if tokens is None else len(tokens))
         for one, tokens in zip(wanted, payloads, strict=True)
-    ]
-    noise = [noise_key(placement_seed, one.experiment) if kind == "noise" else None for one, kind in zip(wanted, kinds, strict=True)]
-    keys = [insertion_key(placement_seed, one.experiment, one.item.arm, kind) for one, kind in zip(wanted, kinds, strict=True)]
-    values: dict[str, list[Any]] = {
-        "experiment": [one.experiment for one in wanted],
-        "condition": [one.item.condition for one in wanted],
-        "item": [one.item.item for one in wanted],
-        "arm": [one.item.arm for one in wanted],
-        "layer": [schema.LAYERS[kind] for kind in kinds],
-        "kind": kinds,
-        "exclusive": [one.request.exclusive for one in wanted],
-        "length": lengths,
-        "payload": [None if tokens is None else store.add(tokens) for tokens in payloads],
-        "key": noise,
-        "payload_hash": [None if tokens is None else payload_hash(tokens) for tokens in payloads],
+    )
+    without = np.fromiter((tokens is None for tokens in payloads), bool, num)
+    quiet = np.fromiter((one.request.kind != "noise" for one in wanted), bool, num)
+    noise = (0 if still else noise_key(placement_seed, one.experiment) for one, still in zip(wanted, quiet, strict=True))
+    keys = (insertion_key(placement_seed, one.experiment, one.item.arm, one.request.kind) for one in wanted)
+    hashes = (b"" if tokens is None else payload_hash(tokens) for tokens in payloads)
+    return {
+        "experiment": _names(one.experiment for one in wanted),
+        "condition": _names(one.item.condition for one in wanted),
+        "item": pa.array(np.fromiter((one.item.item for one in wanted), np.uint64, num)),
+        "arm": _names(one.item.arm for one in wanted),
+        "layer": pa.array(np.fromiter((schema.LAYERS[one.request.kind] for one in wanted), np.uint8, num)),
+        "kind": _names(one.request.kind for one in wanted),
+        "exclusive": pa.array(np.fromiter((one.request.exclusive for one in wanted), bool, num)),
+        "length": pa.array(np.fromiter(lengths, np.uint32, num)),
+        "payload": pa.array(np.fromiter((0 if tokens is None else store.add(tokens) for tokens in payloads), np.uint64, num), mask=without),
+        "key": pa.array(np.fromiter(noise, np.uint64, num), mask=quiet),
+        "payload_hash": _binaries(np.fromiter(hashes, "S16", num), without),
+        "insertion_key": pa.array(np.fromiter(keys, np.uint64, num)),
     }
-    columns = {name: _encoded(values.pop(name), schema.INSERTIONS.field(name).type) for name in list(values)}
-    return columns | {"insertion_key": pa.array(keys, pa.uint64())}
 
 
-def _insertion_ids(placement: Placement, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """uint64 [rows], in blocks: the words of all rows at once would take several times the table."""
-    ids = np.empty(len(rows), np.uint64)
+def _names(values: Iterable[str]) -> pa.DictionaryArray:
+    """The distinct names and their numbers, in the order of their first use."""
+    codes: dict[str, int] = {}
+    numbers = np.fromiter((codes.setdefault(value, len(codes)) for value in values), np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(numbers), pa.array(list(codes), pa.string()))
+
+
+def _binaries(values: np.ndarray, mask: np.ndarray) -> pa.Array:
+    """Byte strings of one length (S16 [n]) as Arrow, null where `mask`."""
+    valid = pa.array(~mask).buffers()[1] if mask.any() else None
+    return pa.Array.from_buffers(pa.binary(values.itemsize), len(values), [valid, pa.py_buffer(values.view(np.uint8).data)])
+
+
+def _ids_and_places(
+    placement: Placement, rows: np.ndarray, number: np.ndarray, per_request: dict[str, pa.Array], geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint64 [rows] each: insertion ids, and (slot, layer, offset) as one number."""
+    keys, layers = per_request["insertion_key"].to_numpy(), per_request["layer"].to_numpy().astype(np.uint64)
+    ids, places = np.empty(len(rows), np.uint64), np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         part = rows[block]
-        ids[block] = seeding.words64(keys[block], placement.table.repetition(part), placement.table.of_request("item", part))
-    return ids
+        request = number[placement.table.request[part]]
+        ids[block] = seeding.words64(keys[request], placement.table.repetition(part), placement.table.of_request("item", part))
+        layer = placement.slots[part] * np.uint64(_NUM_LAYERS) + layers[request]
+        places[block] = layer * np.uint64(geometry.sequence_length) + placement.offsets[part].astype(np.uint64)
+    return ids, places
 
 
-def _order(placement: Placement, rows: np.ndarray, layers: np.ndarray, insertion_id: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Order by slot, layer, offset, insertion id."""
-    where = placement.slots[rows] * np.uint64(_NUM_LAYERS) + layers
-    where *= np.uint64(geometry.sequence_length)
-    where += placement.offsets[rows].astype(np.uint64)
-    order = np.argsort(where, kind="stable")
-    placed = where[order]
+def _order(places: np.ndarray, insertion_id: np.ndarray) -> np.ndarray:
+    """Order by place, then insertion id."""
+    order = np.argsort(places)
+    placed = places[order]
     if np.any(placed[1:] == placed[:-1]):  # rare: noise of two experiments in one slot
-        return np.lexsort((insertion_id, where))
+        return np.lexsort((insertion_id, places))
     return order
 
 
-def _per_copy(wanted: Sequence[Any], placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
-    """Columns with a value of its own for each copy."""
+def _per_copy(placement: Placement, rows: np.ndarray, geometry: Geometry) -> dict[str, pa.Array]:
+    """Columns with a value of its own for each copy, but where swaps come from; in blocks, since temporaries of all rows would take as much as the table."""
     table, batch = placement.table, np.uint64(geometry.global_batch_size)
-    slots = placement.slots[rows]
-    window_start, window_end = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint32)
+    names = ("repetition", "slot", "step", "row", "offset", "window_start", "window_end")
+    columns = {name: np.empty(len(rows), schema.INSERTIONS.field(name).type.to_pandas_dtype()) for name in names}
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        given = table.is_given(rows[block])
-        first, end = table.windows(rows[block])
-        first[given], end[given] = slots[block][given], slots[block][given] + np.uint64(1)
-        window_start[block], window_end[block] = first // batch, (end + batch - np.uint64(1)) // batch
-    return {
-        "repetition": pa.array(table.repetition(rows).astype(np.uint16)),
-        "slot": pa.array(slots),
-        "step": pa.array((slots // batch).astype(np.uint32)),
-        "row": pa.array((slots % batch).astype(np.uint32)),
-        "offset": pa.array(placement.offsets[rows].astype(np.uint32)),
-        "source_slot": _source_slots(wanted, placement, rows),
-        "window_start": pa.array(window_start),
-        "window_end": pa.array(window_end),
-    }
+        part = rows[block]
+        slots, given = placement.slots[part], table.is_given(part)
+        first, end = table.windows(part)
+        first[given], end[given] = slots[given], slots[given] + np.uint64(1)
+        last = (end + batch - np.uint64(1)) // batch
+        values = (table.repetition(part), slots, slots // batch, slots % batch, placement.offsets[part], first // batch, last)
+        for name, value in zip(names, values, strict=True):
+            columns[name][block] = value
+    return {name: pa.array(column) for name, column in columns.items()}
 
 
 def _source_slots(wanted: Sequence[Any], placement: Placement, rows: np.ndarray) -> pa.Array:
@@ -184,16 +198,16 @@ def _source_slots(wanted: Sequence[Any], placement: Placement, rows: np.ndarray)
     return pa.array(source[rows], mask=~has_source[rows])
 
 
-def _encoded(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """`values` as an Arrow array."""
-    return pa.array(values, pa.string()).dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else pa.array(values, kind)
-
-
-def _spread(values: pa.Array, index: pa.Array) -> pa.Array:
-    """`values` taken at `index`."""
+def _spread(values: pa.Array, index: np.ndarray) -> pa.Array:
+    """`values` taken at `index` (int32 [rows]). numpy holds each column once; Arrow's own way takes more memory."""
     if pa.types.is_dictionary(values.type):
-        return pa.DictionaryArray.from_arrays(values.indices.take(index), values.dictionary)
-    return values.take(index)
+        return pa.DictionaryArray.from_arrays(pa.array(values.indices.to_numpy()[index]), values.dictionary)
+    mask = values.is_null().to_numpy(zero_copy_only=False)[index] if values.null_count else None
+    if pa.types.is_fixed_size_binary(values.type):
+        raw = np.frombuffer(values.buffers()[1], f"S{values.type.byte_width}", len(values))
+        return _binaries(raw[index], np.zeros(len(index), bool) if mask is None else mask)
+    plain = values.fill_null(0) if values.null_count else values
+    return pa.array(plain.to_numpy(zero_copy_only=False)[index], mask=mask)
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,8 @@ from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import build_index, write_index
 from megatron_exp.manifest.reader import RECORD_NAME
 
+_ROW_GROUP = 1 << 17
+
 
 class Tables(NamedTuple):
     """The tables of a manifest. reserve, bank: empty where no experiment has a controller; then they are no files."""
@@ -44,13 +46,23 @@ def table_fingerprints(tables: Tables, payload_hashes: list[bytes]) -> dict[str,
     }
 
 
+def write_table(path: Path, table: pa.Table) -> None:
+    """A table of the manifest as Parquet.
+
+    Names are dictionary-encoded. Trying that for numbers, most of which are different in every row, takes longer and a larger file. Row groups are small
+    enough that one step is found without reading the table.
+    """
+    names = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP, use_dictionary=names)
+
+
 def write_manifest(directory: Path, record: dict[str, Any], tables: Tables) -> None:
     """Write tables, overlay index and record into `directory`, which is under construction and holds the payload store.
 
     `record` is completed with schema version, package version and the plan fingerprint.
     """
     for name, table in tables.present().items():
-        pq.write_table(table, directory / f"{name}.parquet", compression="zstd", row_group_size=1 << 17)
+        write_table(directory / f"{name}.parquet", table)
     write_index(directory, build_index(tables.insertions, record["experiments"]))
     record["schema_version"] = schema.SCHEMA_VERSION
     record["package_version"] = __version__

@@ -67,15 +67,16 @@ def place(
     table.check(geometry)
     slots = np.full(len(table), _NOWHERE)
     closed = place_whole(table, slots, geometry)
-    whole = table.of_request("length", slice(None)) == 0
+    whole = table.whole
     allowed = _allowed_slots(slots[whole], geometry, budget) if budget else np.empty(0, np.uint64)
     tokens = _Tokens(table, geometry, allowed, closed, slots, boundaries)
     for part, ending in zip(table.experiments, closed, strict=True):
         tokens.close(ending)
-        rows = part.start + np.flatnonzero(~whole[part])
-        splice = table.of_request("splice", rows)
-        tokens.add_splices(rows[splice])
-        tokens.add(rows[~splice])
+        rows = np.flatnonzero(~whole[part])
+        rows += part.start
+        splice = table.of_all("splice")[rows] if table.requests["splice"].any() else np.zeros(0, bool)
+        tokens.add_splices(rows[splice] if splice.any() else rows[:0])
+        tokens.add(rows[~splice] if splice.any() else rows)
     return Placement(table, slots, tokens.offsets)
 
 
@@ -105,7 +106,7 @@ class _Tokens:
     ):
         num_closed = sum(len(ending.to_splices) for ending in closed)
         self._table, self._geometry, self._allowed, self._boundaries = table, geometry, allowed, boundaries
-        self._state = search.State.of(len(table), num_closed)._replace(slots=slots)
+        self._state = search.State.of(slots, num_closed)
         self._closed, self._closed_to_splices = (search.table_of(np.empty(0, np.uint64), num_closed) for _ in range(2))
         self._placed: list[tuple[np.ndarray, np.ndarray]] = []
 

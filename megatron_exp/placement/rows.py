@@ -99,6 +99,15 @@ class CopyTable:
         """A column of the rows' requests."""
         return self.requests[name][self.request[rows]]
 
+    def of_all(self, name: str) -> np.ndarray:
+        """A column of the requests of all rows, without an index of all rows."""
+        return np.repeat(self.requests[name], np.diff(self.bounds))
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """bool [rows]: copies that take the whole slot."""
+        return np.repeat(self.requests["length"] == 0, np.diff(self.bounds))
+
     def repetition(self, rows: np.ndarray) -> np.ndarray:
         """uint64: which copy of its request each row is."""
         return (rows - self.bounds[self.request[rows]]).astype(np.uint64)

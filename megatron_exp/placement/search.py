@@ -45,8 +45,8 @@ def table_find(table: np.ndarray, slot: np.uint64) -> np.int64:
 
 
 def table_of(slots: np.ndarray, capacity: int) -> np.ndarray:
-    """An open-addressing table holding `slots`, with room for `capacity` entries at half load."""
-    table = np.full(1 << max(4, int(2 * capacity).bit_length()), _EMPTY, dtype=np.uint64)
+    """An open-addressing table holding `slots`, with room for `capacity` entries at three quarters of its load at most."""
+    table = np.full(1 << max(4, (4 * capacity // 3).bit_length()), _EMPTY, dtype=np.uint64)
     insert_all(table, slots)
     return table
 
@@ -90,11 +90,12 @@ class State(NamedTuple):
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, num: int, num_closed: int) -> "State":
-        """Nothing placed yet, room for `num` rows; they lie in as many slots at most, and have left `num_closed` others at most."""
+    def of(cls, slots: np.ndarray, num_closed: int) -> "State":
+        """No token copy placed yet, room for all of `slots` [rows]; rows lie in as many slots at most, and have left `num_closed` others at most."""
+        num = len(slots)
         table = table_of(np.empty(0, np.uint64), num + num_closed)
         empty = np.full(len(table), -1, dtype=np.int32)
-        return cls(table, empty, np.full(num, -1, np.int32), np.full(num, _EMPTY), np.zeros(num, np.int32))
+        return cls(table, empty, np.full(num, -1, np.int32), slots, np.zeros(num, np.int32))
 
 
 @numba.njit(cache=True)

@@ -24,7 +24,7 @@ def place_whole(table: CopyTable, slots: np.ndarray, geometry: Geometry) -> list
     Returns, by experiment, the slots that become closed to token copies when it is placed. A slot that an exclusive copy left again
     stays closed, so that its going moves no token copy. Raises UserError where two given places collide or a copy finds no slot.
     """
-    all_whole = np.flatnonzero(table.of_request("length", slice(None)) == 0)
+    all_whole = np.flatnonzero(table.whole)
     _refuse_shared_slots(table, all_whole[table.is_given(all_whole)], geometry)
     taken = search.table_of(np.empty(0, np.uint64), 2 * len(all_whole))
     closed = []
