@@ -50,7 +50,7 @@ def compare(
     console.print(_pivot(table.to_pylist(), [one.label for one in compared]))
 
 
-def _pivot(rows: list[dict], labels: list[str]) -> Table:  # type: ignore[type-arg]
+def _pivot(rows: list[dict], labels: list[str]) -> Table:
     """One line per primary outcome, one column per run, then the means over runs."""
     from megatron_exp.display.numbers import interval, measured
 

@@ -73,9 +73,10 @@ def report(
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Show payload texts and what models wrote instead of masking them.")
     ] = False,
+    cpdt: Annotated[Path | None, typer.Option(help="The directory of the dependence test.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Also write every plot as SVG and PDF into this directory.")] = None,
 ) -> None:
     """Write one self-contained HTML file."""
     from megatron_exp.report import report as go
 
-    console.print(f"report: {go(run, against=against, out=out, show_text=show_text, figures=figures)}", highlight=False)
+    console.print(f"report: {go(run, against=against, out=out, show_text=show_text, figures=figures, cpdt=cpdt)}", highlight=False)

@@ -9,6 +9,7 @@ from megatron_exp import __version__
 from megatron_exp.display import numbers
 from megatron_exp.display.visible import visible
 from megatron_exp.files import write_file
+from megatron_exp.report.dependence import dependence_section
 from megatron_exp.report.dynamics import dynamics_pictures
 from megatron_exp.report.experiments import experiment_sections
 from megatron_exp.report.gather import Inputs, gather
@@ -18,7 +19,9 @@ from megatron_exp.report.overview import key_figures, scale_note, verdict_kind
 from megatron_exp.report.provenance import citations, provenance
 
 
-def report(run_dir: Path, against: Path | None, out: Path, show_text: bool = False, figures: Path | None = None) -> Path:
+def report(
+    run_dir: Path, against: Path | None, out: Path, show_text: bool = False, figures: Path | None = None, cpdt: Path | None = None
+) -> Path:
     """Write the report of a run and return its path; an older report at `out` is replaced.
 
     Args:
@@ -27,11 +30,12 @@ def report(run_dir: Path, against: Path | None, out: Path, show_text: bool = Fal
         out: the HTML file.
         show_text: whether payload texts and what models wrote stand in the page. Else they are not in the file at all.
         figures: a directory for every plot as SVG and as PDF, or None.
+        cpdt: a directory with the result of the dependence test, or None.
 
     Raises:
         UserError: where a part is missing or damaged, or run, twin, manifest and results do not belong together.
     """
-    content = gathered(gather(run_dir, against), show_text=show_text)
+    content = gathered(gather(run_dir, against), show_text=show_text, cpdt=cpdt)
     page = _environment().get_template("report.html.j2").render(content)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +45,12 @@ def report(run_dir: Path, against: Path | None, out: Path, show_text: bool = Fal
     return out
 
 
-def render(inputs: Inputs, *, show_text: bool) -> str:
+def render(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> str:
     """The page as text."""
-    return _environment().get_template("report.html.j2").render(gathered(inputs, show_text=show_text))
+    return _environment().get_template("report.html.j2").render(gathered(inputs, show_text=show_text, cpdt=cpdt))
 
 
-def gathered(inputs: Inputs, *, show_text: bool) -> dict[str, Any]:
+def gathered(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> dict[str, Any]:
     """Everything that the page shows."""
     return {
         "version": __version__,
@@ -62,6 +66,7 @@ def gathered(inputs: Inputs, *, show_text: bool) -> dict[str, Any]:
         "placement": placement_picture(inputs),
         "dynamics": dynamics_pictures(inputs),
         "experiments": experiment_sections(inputs, show_text=show_text),
+        "dependence": dependence_section(cpdt, inputs.manifest),
         "methods": methods(inputs),
         "provenance": provenance(inputs),
         "citations": citations(inputs),
@@ -74,6 +79,8 @@ def write_figures(content: dict[str, Any], directory: Path) -> list[Path]:
     named += [(f"dynamics-{number}", one) for number, one in enumerate(content["dynamics"], start=1)]
     for section in content["experiments"]:
         named += [(f"{section.name}-{number}", one) for number, one in enumerate(section.pictures, start=1)]
+    if content["dependence"] and content["dependence"].picture:
+        named.append(("dependence", content["dependence"].picture))
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, picture in named:

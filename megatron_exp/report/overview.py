@@ -17,6 +17,10 @@ _VERDICT_CLASSES = {
     "equivalent to none": "none",
     "not scorable": "unknown",
     "control failed": "failed",
+    "dependent": "failed",
+    "independent": "none",
+    "undecided": "no",
+    "above zero": "yes",
 }
 
 
