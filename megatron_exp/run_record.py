@@ -12,7 +12,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
 from megatron_exp.manifest.reader import Manifest
 
-RECORD_NAME, METRICS_NAME = "run.json", "metrics.jsonl"
+RECORD_NAME, METRICS_NAME, HEARTBEAT_NAME = "run.json", "metrics.jsonl", "heartbeat.json"
 SCHEMA_VERSION = 1
 
 

@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "megatron_exp"
 
 LAYERS = {
     "foundation": {"config", "display", "errors", "files", "fingerprint", "seeding", "statistics"},
-    "data": {"control", "ledger", "manifest", "overlay", "placement", "run_record", "search", "shards", "stream"},
+    "data": {"control", "ledger", "manifest", "overlay", "placement", "run_record", "search", "shards", "stream", "submission"},
     "experiments": {"experiments"},
     "model": {"model", "parallel"},
     "machinery": {"checkpoint", "scoring"},
-    "applications": {"dependence", "evaluation", "inspection", "preparation", "report", "training"},
+    "applications": {"cluster", "dependence", "evaluation", "inspection", "preparation", "report", "training"},
     "command line": {"__main__", "cli"},
 }
 """From the bottom up. A part imports from its own layer and from those below; applications not even one another."""

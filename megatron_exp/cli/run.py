@@ -23,6 +23,8 @@ def train(
     mask: Annotated[list[str] | None, typer.Option(help="Leave out this experiment's insertions. Repeatable.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value under training: a.b=c. Repeatable.")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Read tokens from the copy that `megatron-exp cache` made here.")] = None,
+    hang_seconds: Annotated[float, typer.Option(help="A process without a step for so long says where it is and ends; 0: never.")] = 1800,
     processes: Annotated[int, typer.Option(help="Processes on this machine; under torchrun or srun leave it at 1.")] = 1,
 ) -> None:
     """Train on the manifest (or its baseline). Exit code 75: stopped by a signal after a checkpoint, start again to continue."""
@@ -32,7 +34,17 @@ def train(
         sys.exit(launch(_without_processes(sys.argv[1:]), processes))
     from megatron_exp.training.train import train as go
 
-    sys.exit(go(manifest, out, baseline=baseline, masked=tuple(mask or ()), overrides=tuple(set_ or ()), resume=resume))
+    code = go(
+        manifest,
+        out,
+        baseline=baseline,
+        masked=tuple(mask or ()),
+        overrides=tuple(set_ or ()),
+        resume=resume,
+        cache=cache,
+        hang_seconds=hang_seconds,
+    )
+    sys.exit(code)
 
 
 def _without_processes(arguments: list[str]) -> list[str]:

@@ -3,14 +3,16 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,32 +104,40 @@ def override_config(config: Config, overrides: list[str]) -> Config:
 
 def validate(data: dict[str, Any], where: str, line_of: Any = None) -> Config:
     """Check plain data against the schema; UserError lists every problem in one paragraph."""
+    return _check(Config, data, f"{where} is not a valid configuration", "docs/formats.md", line_of)
+
+
+def load_model(path: Path, model: type[Model], what: str, page: str) -> Model:
+    """Another YAML file than a configuration, checked as strictly. what: for the message; page: the documentation that lists its keys."""
+    path = Path(path)
+    return _check(model, load_yaml(path), f"{path} is not a valid {what}", page, _line_finder(path))
+
+
+def _check(model: type[Model], data: dict[str, Any], refusal: str, page: str, line_of: Any) -> Model:
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_problem(one, line_of) for one in error.errors())
-        raise UserError(
-            f"{where} is not a valid configuration: {problems}. Correct the keys named; docs/formats.md lists them all."
-        ) from error
+        problems = "; ".join(_problem(model, one, line_of) for one in error.errors())
+        raise UserError(f"{refusal}: {problems}. Correct the keys named; {page} lists them all.") from error
 
 
-def _problem(one: Any, line_of: Any) -> str:
+def _problem(model: type[BaseModel], one: Any, line_of: Any) -> str:
     location = [str(part) for part in one["loc"]]
     name = ".".join(location)
     line = f" (line {line_of(location)})" if line_of and line_of(location) else ""
     if one["type"] == "extra_forbidden":
-        return f"unknown key {name}{line}{_suggestion(location)}"
+        return f"unknown key {name}{line}{_suggestion(model, location)}"
     if one["type"] == "missing":
         return f"missing key {name}{line}"
     return f"{name}{line}: {one['msg']}, found {one['input']!r}"
 
 
-def _suggestion(location: list[str]) -> str:
-    model: Any = Config
+def _suggestion(model: type[BaseModel], location: list[str]) -> str:
+    group: Any = model
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    close = difflib.get_close_matches(location[-1], list(getattr(model, "model_fields", {})), n=1)
+        field = getattr(group, "model_fields", {}).get(part)
+        group = field.annotation if field else None
+    close = difflib.get_close_matches(location[-1], list(getattr(group, "model_fields", {})), n=1)
     return f", did you mean {close[0]}?" if close else ""
 
 

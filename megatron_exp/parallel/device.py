@@ -9,6 +9,7 @@ import importlib
 import inspect
 import platform
 import resource
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -93,6 +94,20 @@ def peak_memory_bytes(device: torch.device) -> int:
 def describe_device(device: torch.device) -> str:
     """What the device is called, for records: the GPU's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def moment() -> Any:
+    """A point in this device's work; `seconds_between` compares two of them once the work up to both is done."""
+    if not has_cuda():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(first: Any, last: Any) -> float:
+    """Seconds that passed on the device from one `moment` to a later one."""
+    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1000
 
 
 def backend() -> str:

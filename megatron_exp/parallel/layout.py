@@ -68,6 +68,12 @@ class Layout:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each process passes, by rank, on every rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
     def gather_replicas(self, value: Any) -> list[Any]:
         """What each data-parallel replica passes, in order, on every rank; the ranks of one replica pass equal values."""
         from megatron.core import parallel_state

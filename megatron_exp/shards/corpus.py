@@ -36,11 +36,15 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """An ordered list of shards with their tokenizer. record: the content of corpus.json."""
+    """An ordered list of shards with their tokenizer. record: the content of corpus.json.
+
+    cache: where tokens are read instead of in `path` (`megatron_exp.shards.cache`).
+    """
 
     path: Path
     record: dict[str, Any]
     shards: tuple[Shard, ...]
+    cache: Path | None = None
     _tokens: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _starts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -103,7 +107,8 @@ class Corpus:
         """All token ids of a shard, memory-mapped and read-only; UserError naming the file where its length is wrong."""
         if shard not in self._tokens:
             entry = self.shards[shard]
-            self._tokens[shard] = open_tokens(self.file(shard, "bin"), entry.dtype, entry.num_tokens)
+            path = self.file(shard, "bin") if self.cache is None else safe_join(self.cache, f"{entry.name}.bin")
+            self._tokens[shard] = open_tokens(path, entry.dtype, entry.num_tokens)
         return self._tokens[shard]
 
     def document_starts(self, shard: int) -> np.ndarray:

@@ -56,6 +56,12 @@ def begin_attempt(run: Run, overrides: list[str], resumed_from: str | None) -> N
     _write(run.plan.directory, record)
 
 
+def is_newest(run: Run) -> bool:
+    """Whether no other attempt of this run has begun since this one; call on the main process."""
+    record = read_record(run.plan.directory)
+    return record is not None and record["attempts"][-1]["attempt"] == run.attempt
+
+
 def end_attempt(directory: Path, step: int, state: str) -> None:
     """Note how the newest attempt ended: `finished`, `stopped` (go on with `--resume auto`) or `failed`; call on the main process."""
     record = read_record(directory)

@@ -17,6 +17,7 @@ from megatron_exp.model.step import micro_batch_rows
 from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
+from megatron_exp.shards.cache import with_cache
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.training.agreement import on_main
 from megatron_exp.training.data import Feed
@@ -28,7 +29,9 @@ from megatron_exp.training.hooks.probes import ProbeHook
 from megatron_exp.training.hooks.progress import ProgressHook
 from megatron_exp.training.hooks.record import RecordHook
 from megatron_exp.training.hooks.stop import StopHook
+from megatron_exp.training.hooks.stragglers import StragglerHook
 from megatron_exp.training.hooks.validation import ValidationHook
+from megatron_exp.training.hooks.watchdog import WatchdogHook
 from megatron_exp.training.loop import train_loop
 from megatron_exp.training.metrics_log import MetricsLog
 from megatron_exp.training.record import settle
@@ -38,6 +41,9 @@ from megatron_exp.training.schedule import Schedule
 
 FINISHED, REQUEUE = 0, 75
 """What `train` returns, which is the exit code of the command: the run is over, or is to be started again to go on."""
+
+HANG_SECONDS = 1800.0
+"""Longer than a step, a checkpoint and all probes of a state together; no collective of torch waits longer either."""
 
 _OVERRIDABLE = ("training.", "model.", "seeds.init", "corpus.path")
 """Settings that do not change what is at which slot; all others were fixed by `plan`."""
@@ -54,6 +60,8 @@ def train(
     overrides: Sequence[str] = (),
     resume: str = "auto",
     stop_at: int | None = None,
+    cache: Path | None = None,
+    hang_seconds: float = HANG_SECONDS,
 ) -> int:
     """Train the run of MANIFEST into RUN_DIR, or go on with it; every process of the run calls this with the same arguments.
 
@@ -65,6 +73,8 @@ def train(
         overrides: `training.x=value` strings over the manifest's config (also model, seeds.init, corpus.path).
         resume: `auto` (the newest sound checkpoint, else the start), `never`, or the path of a checkpoint.
         stop_at: state in which to stop with a checkpoint although the run is not over.
+        cache: read tokens from the node-local copy that `megatron-exp cache` made below this directory.
+        hang_seconds: a process that finishes no step for so long says where it stands and ends; 0: never.
 
     Returns:
         FINISHED, or REQUEUE where the run was stopped by a signal or by `stop_at`.
@@ -72,7 +82,7 @@ def train(
     Raises:
         UserError: for every mistake in manifest, corpus, settings or run directory, before anything is written there.
     """
-    plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides))
+    plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides), cache)
     layout = start_parallel(plan.config.training.parallel, deterministic=plan.config.training.deterministic)
     try:
         beginning = on_main(layout, lambda: choose_beginning(plan, resume))
@@ -82,7 +92,8 @@ def train(
             return FINISHED
         run = assemble(plan, layout, beginning)
         try:
-            train_loop(run, make_hooks(run, open_directory(run), RecordHook(list(overrides), beginning.checkpoint), stop_at))
+            hooks = make_hooks(run, open_directory(run), RecordHook(list(overrides), beginning.checkpoint), stop_at)
+            train_loop(run, [WatchdogHook(hang_seconds), *hooks, StragglerHook()])
         finally:
             run.feed.close()
         return FINISHED if run.is_over else REQUEUE
@@ -90,7 +101,9 @@ def train(
         layout.stop()
 
 
-def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: frozenset[str], overrides: list[str]) -> Plan:
+def make_plan(
+    manifest_path: Path, directory: Path, baseline: bool, masked: frozenset[str], overrides: list[str], cache: Path | None = None
+) -> Plan:
     """Open and check manifest, corpus and stream."""
     if baseline and masked:
         raise UserError("--baseline leaves out all experiments, so --mask has nothing left to mask. Use one of them.")
@@ -99,6 +112,8 @@ def make_plan(manifest_path: Path, directory: Path, baseline: bool, masked: froz
     corpus = Corpus.open(config.corpus.path)
     manifest.check_corpus(corpus)
     corpus.check_sizes()
+    if cache is not None:
+        corpus = with_cache(corpus, cache)
     base = manifest.open_stream(corpus, config)
     overlay = Overlay.open(base, manifest, masked)
     _check_validation(config, manifest)

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+from megatron_exp.errors import UserError
 from megatron_exp.training.hooks.base import Hook
-from megatron_exp.training.record import begin_attempt, end_attempt
+from megatron_exp.training.record import begin_attempt, end_attempt, is_newest
 from megatron_exp.training.run import Run
 
 
 class RecordHook(Hook):
-    """A killed attempt stays `running` in the record; the next one is entered after it."""
+    """A killed attempt stays `running` in the record; the next one is entered after it.
+
+    An attempt that was only believed dead (its node lost touch with the scheduler) finds the next one in the record and ends before
+    it writes another checkpoint.
+    """
 
     def __init__(self, overrides: list[str], resumed_from: str | None):
         self._overrides = overrides
@@ -20,6 +25,14 @@ class RecordHook(Hook):
         if run.layout.is_main:
             begin_attempt(run, self._overrides, self._resumed_from)
             self._is_entered = True
+
+    def on_checkpoint(self, run: Run) -> None:
+        if self._is_entered and not is_newest(run):
+            self._is_entered = False  # the record is the other's now
+            raise UserError(
+                f"Another attempt at {run.plan.directory} has begun while attempt {run.attempt} was still at work, for instance because its node was taken for "
+                "lost. This attempt ends without a checkpoint; the newer one goes on."
+            )
 
     def on_end(self, run: Run) -> None:
         if self._is_entered:
