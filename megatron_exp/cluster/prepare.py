@@ -15,7 +15,7 @@ from megatron_exp.cluster.stages import CONFIG_NAME, Folders, Stage, chain
 from megatron_exp.config.load import load_config
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
-from megatron_exp.files import write_file
+from megatron_exp.files import require_file, write_file
 from megatron_exp.submission import RECORD_NAME, Submission, SubmittedStage
 
 _HEADER = "# What is run: the configuration as it was submitted. Changing it later changes nothing that is planned already.\n"
@@ -43,6 +43,8 @@ def prepare(config_path: Path, cluster_path: Path, out: Path | None) -> Prepared
     cluster = _with_python(load_cluster(cluster_path))
     folders = Folders(check_root(out or Path(config.name)), config.corpus.path.absolute())
     stages = chain(config, cluster, folders)
+    if cluster.preprocess is not None:
+        require_file(Path(cluster.preprocess.tokenizer), "the tokenizer of the corpus")
     names = [f"{number}0-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
     scripts = {name: render(stage, config.name, cluster, folders, name) for name, stage in zip(names, stages, strict=True)}
     return Prepared(config, folders, stages, scripts)

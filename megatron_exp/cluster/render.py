@@ -41,7 +41,7 @@ def render(stage: Stage, config_name: str, cluster: Cluster, folders: Folders, f
         directives=_directives(stage, config_name, cluster, folders),
         step=_step(stage, cluster),
         fill=_fill(stage, cluster),
-        new="no new checkpoint" if stage.has_ranks else "no progress",
+        new="no new checkpoint" if _trains(stage) else "no progress",
         suffix="-$SLURM_ARRAY_TASK_ID" if stage.tasks else "",
         remedy=_remedy(stage, folders),
     )
@@ -164,6 +164,10 @@ def _fill(stage: Stage, cluster: Cluster) -> str:
 
 def _remedy(stage: Stage, folders: Folders) -> str:
     log = folders.logs(stage.name)
-    if stage.has_ranks:
-        return f"Look into {log} and {stage.folder}/logs; a checkpoint must fit between two stops (training.checkpoint.every, time, signal_seconds)."
+    if _trains(stage):
+        return f"Look into {log}; a checkpoint must fit between two stops (training.checkpoint.every, time, signal_seconds)."
     return f"Look into {log}."
+
+
+def _trains(stage: Stage) -> bool:
+    return stage.arguments[0] == "train"

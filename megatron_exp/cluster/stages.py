@@ -8,7 +8,6 @@ from megatron_exp.cluster.profile import Cluster, Resources
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.loading import load_experiment
-from megatron_exp.files import require_file
 from megatron_exp.shards.corpus import RECORD_NAME as CORPUS_RECORD
 
 CONFIG_NAME = "config.yaml"
@@ -16,7 +15,7 @@ CONFIG_NAME = "config.yaml"
 _WIDE = {"twin", "train"}
 """Stages that use all nodes of the profile; the others use one."""
 _ON_GPU = {"twin", "plan-reference", "cpdt", "train", "eval"}
-_MANY_PROCESSES = {"twin", "train", "eval"}
+_MANY_PROCESSES = {"twin", "plan-reference", "train", "eval"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +119,6 @@ def _corpus(cluster: Cluster, folders: Folders) -> Iterator[Stage]:
             f"There is no corpus at {folders.corpus}, and the cluster profile names no text to make it from. Put `preprocess: {{inputs: [...], "
             "tokenizer: ...}` into the profile, or make the corpus first."
         )
-    require_file(Path(text.tokenizer), "the tokenizer of the corpus")
     inputs = [word for one in text.inputs for word in ("--input", one)]
     options = ["--max-reject-rate", str(text.max_reject_rate)] if text.max_reject_rate else []
     command = ("preprocess", *inputs, "--tokenizer", text.tokenizer, "--output", str(folders.corpus), *options)
@@ -160,6 +158,7 @@ def _plan_reference(cluster: Cluster, folders: Folders) -> Stage:
         arguments=(*arguments, "--reference", str(folders.twin), "--extends", str(folders.manifest)),
         resources=resources_of(cluster, "plan-reference"),
         done=folders.extended / "manifest.json",
+        progress=(folders.root, f"{folders.extended.name}.reference/*"),  # answers so far
         folder=folders.logs("plan-reference"),
     )
 

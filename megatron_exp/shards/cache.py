@@ -52,7 +52,7 @@ def with_cache(corpus: Corpus, root: Path) -> Corpus:
                 f"{path} is missing or has another length than corpus.json says, so the cache on this node is not complete. Fill it on every node first: "
                 f"megatron-exp cache {corpus.path} --to {root}"
             )
-    return dataclasses.replace(corpus, cache=folder)
+    return dataclasses.replace(corpus, cache=folder, _tokens={})  # what is open already lies elsewhere
 
 
 def _cached(corpus: Corpus, shard: int, folder: Path) -> Path:
