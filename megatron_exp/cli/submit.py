@@ -128,6 +128,6 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise UserError(
-            f"There is no {command[0]} on this machine, so nothing can be handed to SLURM. Run this on a login node of the cluster, or look at the scripts with "
+            f"There is no {command[0]} on this machine, so nothing can be handed to SLURM. Run this on a login node of the cluster, or see the scripts with "
             "--dry-run."
         ) from error

@@ -69,7 +69,9 @@ def _words(values: Sequence[object]) -> str:
     words = [str(value) for value in values]
     unfit = [word for word in words if word and not word.isprintable()]
     if unfit:
-        raise UserError(f"{unfit[0]!r} holds control characters and cannot stand in an sbatch script. Rename the file, or correct the value.")
+        raise UserError(
+            f"{unfit[0]!r} holds control characters and cannot stand in an sbatch script. Rename the file, or correct the value."
+        )
     return shlex.join(words)
 
 
@@ -129,7 +131,9 @@ def _srun(stage: Stage, cluster: Cluster, processes: int) -> list[str]:
     options += [f"--cpus-per-task={cpus}"] if cpus else []
     if cluster.container.kind == "pyxis":
         options.append(f"--container-image={cluster.container.image}")
-        options += [f"--container-mounts={','.join(_both_sides(mount) for mount in cluster.container.mounts)}"] if cluster.container.mounts else []
+        options += (
+            [f"--container-mounts={','.join(_both_sides(mount) for mount in cluster.container.mounts)}"] if cluster.container.mounts else []
+        )
     return ["srun", *options]
 
 

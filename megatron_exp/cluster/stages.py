@@ -129,7 +129,9 @@ def _corpus(cluster: Cluster, folders: Folders) -> Iterator[Stage]:
         is_array = name == "preprocess" and not in_one
         yield Stage(
             name=name,
-            purpose="text to shards, each task its share of the input files" if is_array else "text to shards, and the record of the corpus",
+            purpose="text to shards, each task its share of the input files"
+            if is_array
+            else "text to shards, and the record of the corpus",
             arguments=command,
             resources=resources_of(cluster, name if name in cluster.stages else "preprocess"),
             tasks=text.tasks if is_array else None,

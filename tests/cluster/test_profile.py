@@ -29,7 +29,9 @@ def load(tmp_path, **keys):
     return load_cluster(file)
 
 
-@pytest.mark.parametrize("key", ["partition", "account", "qos", "reservation", "constraint", "time", "memory_per_node", "gpu_type", "scratch", "python"])
+@pytest.mark.parametrize(
+    "key", ["partition", "account", "qos", "reservation", "constraint", "time", "memory_per_node", "gpu_type", "scratch", "python"]
+)
 @pytest.mark.parametrize("value", HOSTILE)
 def test_a_value_that_a_shell_or_slurm_could_take_for_more_is_refused_by_name(tmp_path, key, value):
     with pytest.raises(UserError, match=key):
@@ -38,12 +40,30 @@ def test_a_value_that_a_shell_or_slurm_could_take_for_more_is_refused_by_name(tm
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_modules_images_and_mounts_are_refused_likewise(tmp_path, value):
-    for keys in ({"modules": [value]}, {"container": {"kind": "pyxis", "image": value}}, {"container": {"kind": "pyxis", "image": "a", "mounts": [value]}}):
+    for keys in (
+        {"modules": [value]},
+        {"container": {"kind": "pyxis", "image": value}},
+        {"container": {"kind": "pyxis", "image": "a", "mounts": [value]}},
+    ):
         with pytest.raises(UserError, match="not a valid cluster profile"):
             load(tmp_path, **keys)
 
 
-@pytest.mark.parametrize("name", ["PATH", "LD_PRELOAD", "BASH_ENV", "IFS", "HF_TOKEN", "WANDB_API_KEY", "NCCL_SECRET", "A;B", "NCCL_A\n", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH",
+        "LD_PRELOAD",
+        "BASH_ENV",
+        "IFS",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "NCCL_SECRET",
+        "A;B",
+        "NCCL_A\n",
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+    ],
+)
 def test_only_listed_variables_may_be_set_and_no_secret(tmp_path, name):
     with pytest.raises(UserError, match="not one that a profile may set"):
         load(tmp_path, environment={name: "1"})

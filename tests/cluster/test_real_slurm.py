@@ -33,7 +33,9 @@ def weights(run: Path) -> dict[str, bytes]:
 
 
 def test_the_real_sbatch_accepts_every_script(slurm: Slurm, tmp_path: Path) -> None:
-    tokenizer_and_text = with_text(tmp_path, partition="main", time="0:10:00", nodes=2, cpus_per_node=2, environment={"NCCL_DEBUG": "$(id)'\""})
+    tokenizer_and_text = with_text(
+        tmp_path, partition="main", time="0:10:00", nodes=2, cpus_per_node=2, environment={"NCCL_DEBUG": "$(id)'\""}
+    )
     for name, script in scripts(tmp_path, tokenizer_and_text).items():
         (tmp_path / "script").write_text(script)
         (tmp_path / "out").mkdir(exist_ok=True)
@@ -106,7 +108,10 @@ class DisturbedRun:
         self.attempts += 1
         self.until(lambda: self.slurm.state(self.job) == "RUNNING" and len(self.ranks()) == 2, f"attempt {self.attempts}")
         ranks = self.ranks()
-        self.until(lambda: any(line["attempt"] == self.attempts and "loss" in line for line in metrics(self.run)), f"a step of attempt {self.attempts}")
+        self.until(
+            lambda: any(line["attempt"] == self.attempts and "loss" in line for line in metrics(self.run)),
+            f"a step of attempt {self.attempts}",
+        )
         for rank in ranks:
             rank.suspend()
         assert max(line["step"] for line in metrics(self.run)) < STEPS - 1

@@ -15,7 +15,9 @@ from megatron_exp.cluster.stages import Folders, chain
 from megatron_exp.config.load import validate
 from megatron_exp.errors import UserError
 
-CONFIG = validate({"name": "toy", "corpus": {"path": "corpus"}, "geometry": {"sequence_length": 8, "global_batch_size": 2, "steps": 3}}, "test")
+CONFIG = validate(
+    {"name": "toy", "corpus": {"path": "corpus"}, "geometry": {"sequence_length": 8, "global_batch_size": 2, "steps": 3}}, "test"
+)
 
 
 def scripts(tmp_path: Path, cluster: Cluster, config=CONFIG) -> dict[str, str]:
@@ -68,10 +70,18 @@ def test_a_corpus_that_exists_is_not_made_again_and_one_that_cannot_be_made_is_a
 
 def test_stages_ask_for_what_they_use_and_a_stage_of_the_profile_has_the_last_word(tmp_path):
     cluster = with_text(
-        tmp_path, partition="gpu", nodes=8, gpus_per_node=8, cpus_per_node=96, time="1-00:00:00", stages={"plan": Resources(partition="cpu", memory_per_node="200G")}
+        tmp_path,
+        partition="gpu",
+        nodes=8,
+        gpus_per_node=8,
+        cpus_per_node=96,
+        time="1-00:00:00",
+        stages={"plan": Resources(partition="cpu", memory_per_node="200G")},
     )
     made = {name: directives(script) for name, script in scripts(tmp_path, cluster).items()}
-    assert {"--nodes=8", "--gpus-per-node=8", "--ntasks-per-node=8", "--cpus-per-task=12", "--signal=B:USR1@600", "--requeue"} <= set(made["train"])
+    assert {"--nodes=8", "--gpus-per-node=8", "--ntasks-per-node=8", "--cpus-per-task=12", "--signal=B:USR1@600", "--requeue"} <= set(
+        made["train"]
+    )
     assert {"--nodes=1", "--partition=cpu", "--mem=200G", "--ntasks-per-node=1", "--cpus-per-task=96"} <= set(made["plan"])
     assert not [one for one in made["plan"] if "gpu" in one]
     assert {"--nodes=1", "--gpus-per-node=8"} <= set(made["eval"])
@@ -105,7 +115,11 @@ ARGUMENT = st.text(min_size=1, max_size=30).filter(str.isprintable)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(inputs=st.lists(ARGUMENT, min_size=1, max_size=3), value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40), corpus=ARGUMENT)
+@given(
+    inputs=st.lists(ARGUMENT, min_size=1, max_size=3),
+    value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40),
+    corpus=ARGUMENT,
+)
 def test_free_values_come_out_of_a_shell_as_they_went_in(tmp_path, inputs, value, corpus):
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.touch()

@@ -85,7 +85,10 @@ def test_where_slurm_has_decided_the_script_does_not_start_the_job_again(job, st
 def test_a_controller_that_does_not_answer_is_asked_again(job):
     job.stand_in("srun", "exit 75")
     job.stand_in("sleep", "exit 0")
-    job.stand_in("scontrol", f'[ "$(grep -c "scontrol show" {job.directory}/calls)" -ge 3 ] && [ "$1" = show ] && echo JobState=RUNNING; [ "$1" = requeue ]')
+    job.stand_in(
+        "scontrol",
+        f'[ "$(grep -c "scontrol show" {job.directory}/calls)" -ge 3 ] && [ "$1" = show ] && echo JobState=RUNNING; [ "$1" = requeue ]',
+    )
     job.finish()
     assert job.requeued
 
@@ -147,11 +150,23 @@ def test_a_second_signal_does_not_lose_the_steps_exit_code(job):
 
 
 def test_every_process_gets_its_place_from_slurm(job):
-    variables = {"SLURM_PROCID": 3, "SLURM_NTASKS": 4, "SLURM_LOCALID": 1, "SLURM_NTASKS_PER_NODE": 2, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}
+    variables = {
+        "SLURM_PROCID": 3,
+        "SLURM_NTASKS": 4,
+        "SLURM_LOCALID": 1,
+        "SLURM_NTASKS_PER_NODE": 2,
+        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+    }
     exports = "; ".join(f"export {name}={value}" for name, value in variables.items())
     job.stand_in("python3", "env")
     job.stand_in("srun", f'while [[ $1 == --* ]]; do shift; done; {exports}; exec "$@" > {job.directory}/env')
     assert job.finish(2) == 0
     told = dict(line.partition("=")[::2] for line in (job.directory / "env").read_text().splitlines())
-    assert [told[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")] == ["3", "4", "1", "2", "10.0.0.1"]
+    assert [told[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")] == [
+        "3",
+        "4",
+        "1",
+        "2",
+        "10.0.0.1",
+    ]
     assert told["MASTER_PORT"] == str(10000 + (7 * 16 + 2) % 20000) and told["SLURM_EXPORT_ENV"] == "ALL"

@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stand_in(place: Path, name: str, body: str) -> None:
     path = place / "bin" / name
-    path.write_text(f'#!/bin/bash\ncd {place}\n(IFS=$\'\\t\'; echo {name}$\'\\t\'"$*") >> calls\n{body}\n')
+    path.write_text(f"#!/bin/bash\ncd {place}\n(IFS=$'\\t'; echo {name}$'\\t'\"$*\") >> calls\n{body}\n")
     path.chmod(0o755)
 
 

@@ -85,5 +85,7 @@ def stragglers(paces: Sequence[Pace]) -> list[str]:
         usual = median(values)
         for rank, value in enumerate(values):
             if value > SLOW_FACTOR * usual and value > usual + SLOW_SECONDS:
-                found.append(f"rank {rank} on {paces[rank].host} is a straggler: {what} {value:.2f} s a step, {usual:.2f} s in the median of all ranks.")
+                found.append(
+                    f"rank {rank} on {paces[rank].host} is a straggler: {what} {value:.2f} s a step, {usual:.2f} s in the median of all ranks."
+                )
     return found
