@@ -148,6 +148,10 @@ def test_noise_is_bitwise_the_same_part_of_the_whole_on_every_rank(case):
     assert all(rank["noise"] for rank in case[1])
 
 
+def test_sending_while_computing_changes_no_bit(case):
+    assert all(rank["overlap"] for rank in case[1])
+
+
 def test_continuations_are_those_of_one_process_on_every_rank(case):
     _, ranks, single = case
     for rank in ranks:

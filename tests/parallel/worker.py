@@ -20,7 +20,7 @@ from megatron_exp.parallel.slices import batch_positions, embedding_positions
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.seeding import key
 from megatron_exp.stream.base import NoiseSpec
-from tests.model.tiny import LENGTH, ROWS, mask_of, running, same_weights, tiny_model, tokens_of, train, trainable
+from tests.model.tiny import LENGTH, ROWS, mask_of, running, same_weights, tiny_model, tokens_of, train, trainable, weights
 
 LAYOUTS = {
     "two": {
@@ -91,6 +91,21 @@ def noise_is_added(layout: Layout) -> bool:
     return torch.equal(noised, torch.stack(rows, dim=1))
 
 
+def overlap_changes_nothing(layout: Layout) -> bool:
+    """Whether sending gradients and weights while others are computed gives bitwise the same scores and weights."""
+    made = []
+    for overlap in (False, True):
+        model = tiny_model(layout, layers=LAYERS)
+        optimizer = build_optimizer(model, OptimizerConfig(), overlap=overlap)
+        results = train(model, optimizer, range(2), micro_batch_size(layout))
+        scores = token_scores(model, tokens_of(7)).losses
+        results += train(model, optimizer, [2], micro_batch_size(layout))
+        model.complete_weights()
+        made.append((results, scores, weights(model)))
+    (one, scores, ours), (other, other_scores, theirs) = made
+    return one == other and torch.equal(scores, other_scores) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def short_run(layout: Layout, directory: Path, name: str) -> dict:
     """Initial weights, noised updates, scores, and what a checkpoint gives back; equal on every rank."""
     model, optimizer = model_of(layout)
@@ -109,6 +124,7 @@ def short_run(layout: Layout, directory: Path, name: str) -> dict:
     return {
         "logits": {kv_groups: logits_and_gradients(layout, directory, name, kv_groups) for kv_groups in KV_GROUPS},
         "noise": noise_is_added(layout),
+        "overlap": overlap_changes_nothing(layout),
         "greedy": scorer.greedy(PROMPTS, 5),
         "sample": scorer.sample(PROMPTS, 5, 1.0, [key(0, number) for number in range(len(PROMPTS))]),
         "losses": [update.loss for update in updates],

@@ -18,17 +18,19 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.training.processes", "megatron_exp.training.train"])
 
 
-def _main(arguments: dict[str, Any], environment: dict[str, str]) -> None:
+def _main(arguments: dict[str, Any] | list[dict[str, Any]], environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from megatron_exp.training.train import train
 
-    sys.exit(train(**arguments))
+    if isinstance(arguments, dict):
+        sys.exit(train(**arguments))
+    sys.exit(max(train(**of_run) for of_run in arguments))
 
 
 @contextlib.contextmanager
-def training(environment: dict[str, str] | None = None, **arguments: Any) -> Iterator[Any]:
-    """A process that calls `train`; killed at the end of the block if it still lives."""
-    process = _CONTEXT.Process(target=_main, args=(arguments, environment or {}))
+def training(environment: dict[str, str] | None = None, several: list[dict[str, Any]] | None = None, **arguments: Any) -> Iterator[Any]:
+    """A process that calls `train`, or trains `several` runs one after the other; killed at the end of the block if it still lives."""
+    process = _CONTEXT.Process(target=_main, args=(arguments if several is None else several, environment or {}))
     process.start()
     try:
         yield process
@@ -54,7 +56,7 @@ def train_together(num_processes: int, **arguments: Any) -> list[int]:
             for rank in range(num_processes)
         ]
         for process in started:
-            process.join(100)
+            process.join(400)
         return [process.exitcode for process in started]
 
 

@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 
 from megatron_exp.checkpoint.catalogue import list_checkpoints
-from megatron_exp.run_record import RunRecord
 from megatron_exp.seeding import Words
 from megatron_exp.training.train import REQUEUE
 from tests.training.compare import answers, losses, step_hashes, weights
 from tests.training.processes import metrics, train_together, training, wait_for_step
 from tests.training.toy import STEPS
-
-
-def measured(run: Path, *keys: str) -> list[float]:
-    return RunRecord.open(run).history().series(*keys).values.tolist()
 
 
 def kill_in(manifest: Path, run: Path, step: int) -> None:
@@ -61,17 +56,6 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint_and_exit_code_75
     assert stopped < STEPS
     assert list_checkpoints(run)[-1][0] == stopped
     assert_finishes_as(manifest, run, whole_run)
-
-
-@pytest.mark.parametrize("overrides", [["training.parallel.tp=2"], ["training.micro_batch_size=1"]], ids=["tp=2", "dp=2"])
-def test_two_processes_consume_the_same_and_lose_the_same_as_one(manifest: Path, whole_run: Path, run: Path, overrides: list[str]) -> None:
-    assert train_together(2, manifest=manifest, run_dir=run, overrides=overrides) == [0, 0]
-    assert step_hashes(run) == step_hashes(whole_run)
-    assert losses(run) == pytest.approx(losses(whole_run), abs=1e-4)
-    assert answers(run) == pytest.approx(answers(whole_run), abs=1e-4)
-    assert measured(run, "validation_loss") == pytest.approx(measured(whole_run, "validation_loss"), abs=1e-4)
-    for part in ("input", "hidden", "output"):
-        assert measured(run, "norms", part) == pytest.approx(measured(whole_run, "norms", part), rel=1e-4)
 
 
 def test_a_run_begun_by_two_replicas_is_finished_by_two_tensor_ranks(manifest: Path, whole_run: Path, run: Path) -> None:

@@ -1,0 +1,251 @@
+"""A training step of this trainer with all its hooks and experiments, of a bare megatron-core loop, and of plain PyTorch, in turn.
+
+Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N]
+
+Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation,
+checkpoints and decisions of controllers are left out of the steps and listed. `cpu_share` is the figure without other processes' noise: CPU
+seconds of all hooks and of reading data for each second of a bare step, in one thread each.
+"""
+
+import argparse
+import dataclasses
+import logging
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from measuring import ratios, show, spread
+from rivals import BareLoop, MicroBatches, PlainLoop
+
+from megatron_exp.cli.quickstart import standard_library
+from megatron_exp.config.load import load_config
+from megatron_exp.parallel.layout import Layout, start_parallel
+from megatron_exp.preparation.bpe import train_bpe
+from megatron_exp.preparation.plan import plan
+from megatron_exp.preparation.preprocess import preprocess
+from megatron_exp.preparation.texts import texts_of
+from megatron_exp.seeding import Words
+from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.hooks.record import RecordHook
+from megatron_exp.training.loop import train_loop
+from megatron_exp.training.resume import Beginning
+from megatron_exp.training.run import Run
+from megatron_exp.training.train import assemble, make_hooks, make_plan, open_directory
+
+ROOT = Path(__file__).parents[1]
+SCHEDULED = {"ProbeHook", "ValidationHook", "CheckpointHook", "ControlHook"}
+"""Hooks that work in scheduled steps only, where that work is what was asked for; listed by themselves."""
+WARM_UP_STEPS = 3
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one hook so far."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    calls: int = 0
+    longest: float = 0.0
+
+
+class Timed(Hook):
+    """A hook whose work after steps is timed."""
+
+    def __init__(self, hook: Hook, costs: dict[str, Cost]):
+        self.name = hook.name
+        self._hook = hook
+        self._cost = costs[type(hook).__name__]
+        self.on_start, self.on_end, self.on_error = hook.on_start, hook.on_end, hook.on_error  # type: ignore[method-assign]
+
+    def on_step(self, run: Run) -> None:
+        """The hook's own, timed."""
+        begin, cpu = time.perf_counter(), time.thread_time()
+        self._hook.on_step(run)
+        seconds = time.perf_counter() - begin
+        self._cost.seconds += seconds
+        self._cost.cpu_seconds += time.thread_time() - cpu
+        self._cost.calls += 1
+        self._cost.longest = max(self._cost.longest, seconds)
+
+
+class Pacer(Hook):
+    """The last hook: after every block of the trainer's steps the rivals do as many, on the trainer's own batches."""
+
+    def __init__(self, block: int, pairs: int, costs: dict[str, Cost], rivals: dict[str, Callable[[MicroBatches], None]]):
+        self._block, self._pairs, self._costs, self._rivals = block, pairs, costs, rivals
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.wait = 0.0
+        self._batches: list[MicroBatches] = []
+        self._begin = self._scheduled = 0.0
+
+    def on_start(self, run: Run, state: Any) -> None:
+        """The first block begins."""
+        del run, state
+        self._restart()
+
+    def on_step(self, run: Run) -> None:
+        """At the end of a block: its time, then the rivals'."""
+        assert run.last is not None
+        device = run.layout.device
+        self._batches.append([(part.tokens.to(device), part.loss_mask.to(device)) for part in run.last.batch.micro_batches])
+        self.wait += run.last.wait_seconds
+        warming = not self.seconds and run.step < WARM_UP_STEPS
+        if warming or len(self._batches) < self._block:
+            return
+        synchronize(run.layout)
+        ours = time.perf_counter() - self._begin - (self._seconds_of_scheduled() - self._scheduled)
+        for name, step in self._rivals.items():
+            self.seconds[name].append(timed(run.layout, step, self._batches[-self._block :]))
+        self.seconds["trainer"].append(ours)
+        if len(self.seconds["trainer"]) == 1:  # the first block warms all of them up
+            for values in self.seconds.values():
+                values.clear()
+            for cost in self._costs.values():
+                cost.__init__()
+            self.wait = 0.0
+            self.seconds["trainer"] = []
+        run.stop = len(self.seconds["trainer"]) == self._pairs
+        self._restart()
+
+    def _restart(self) -> None:
+        self._batches = []
+        self._begin, self._scheduled = time.perf_counter(), self._seconds_of_scheduled()
+
+    def _seconds_of_scheduled(self) -> float:
+        return sum(cost.seconds for name, cost in self._costs.items() if name in SCHEDULED)
+
+
+def synchronize(layout: Layout) -> None:
+    """Wait for the device."""
+    if layout.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(layout: Layout, step: Callable[[MicroBatches], None], batches: list[MicroBatches]) -> float:
+    """Seconds of a block of a rival."""
+    begin = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    synchronize(layout)
+    return time.perf_counter() - begin
+
+
+def prepare(directory: Path, options: argparse.Namespace) -> Path:
+    """A corpus of Python's standard library, or larger of made-up words, and the manifest of a configuration on it."""
+    sources = [f"python-stdlib={path}" for path in standard_library()]
+    train_bpe(texts_of(sources), options.vocabulary, directory / "tokenizer.json")
+    if options.made_up_tokens:
+        sources = [str(made_up(directory / "texts.jsonl", options.made_up_tokens))]
+    preprocess(sources, directory / "tokenizer.json", directory / "corpus")
+    config = load_config(options.config, [f"corpus.path={directory / 'corpus'}", *options.set])
+    plan(config, directory / "manifest")
+    return directory / "manifest"
+
+
+def made_up(path: Path, num_tokens: int) -> Path:
+    """JSON lines with at least so many tokens: two letters or more make one."""
+    words = [f"{a}{b}" for a in "bcdfghjklmnprstvwz" for b in ("a", "e", "i", "o", "u", "ai", "on", "er")]
+    with open(path, "wb") as file:
+        for number in range(num_tokens // 2000 + 1):
+            drawn = Words.of(0, "benchmark", number).integers(2000, len(words))
+            file.write(orjson.dumps({"text": " ".join(words[index] for index in drawn)}) + b"\n")
+    return path
+
+
+class TimedFeed:
+    """CPU seconds of the thread that reads data."""
+
+    def __init__(self, run: Run):
+        self.cpu_seconds = 0.0
+        read = run.feed._read
+
+        def timed_read(step: int) -> Any:
+            begin = time.thread_time()
+            batch = read(step)
+            self.cpu_seconds += time.thread_time() - begin
+            return batch
+
+        run.feed._read = timed_read  # type: ignore[method-assign]
+
+
+def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train until enough pairs of blocks are measured."""
+    overrides = [f"training.micro_batch_size={options.micro_batch_size}", f"training.precision={options.precision}", f"model.preset={options.preset}"]
+    plan_of_run = make_plan(manifest, directory / "run", False, frozenset(), overrides)
+    layout = start_parallel(plan_of_run.config.training.parallel, options.threads)
+    run = assemble(plan_of_run, layout, Beginning(1, 0, None))
+    shape, precision = run.model.shape, run.model.precision
+    bare = BareLoop(shape, layout, precision)
+    rivals: dict[str, Callable[[MicroBatches], None]] = {"bare": bare.step}
+    if not options.without_plain:
+        rivals["plain"] = PlainLoop(shape, layout.device, run.model.dtype).step
+    costs: dict[str, Cost] = defaultdict(Cost)
+    pacer, feed = Pacer(options.steps_per_block, options.pairs, costs, rivals), TimedFeed(run)
+    hooks: list[Hook] = [Timed(hook, costs) for hook in make_hooks(run, open_directory(run), RecordHook([], None), None)]
+    try:
+        train_loop(run, [*hooks, pacer])
+    finally:
+        run.feed.close()
+        layout.stop()
+    return summary(run, pacer, costs, feed, options)
+
+
+def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, options: argparse.Namespace) -> dict[str, Any]:
+    """What is printed."""
+    steps = options.pairs * options.steps_per_block
+    seconds = {name: [value / options.steps_per_block for value in values] for name, values in pacer.seconds.items()}
+    bare_total = sum(pacer.seconds["bare"])
+    always = {name: cost for name, cost in costs.items() if name not in SCHEDULED}
+    reading = feed.cpu_seconds * steps / max(1, run.step)
+    return {
+        "model": run.model.shape.preset,
+        "parameters": run.model.shape.num_parameters,
+        "experiments": len(run.plan.manifest.experiments),
+        "seconds_per_step": {name: spread(values) for name, values in seconds.items()},
+        "trainer_over_bare": ratios(seconds["trainer"], seconds["bare"]),
+        "goal_trainer_over_bare": 1.02,
+        **({"trainer_over_plain": ratios(seconds["trainer"], seconds["plain"]), "goal_trainer_over_plain": 1.1} if "plain" in seconds else {}),
+        "cpu_share": round((sum(cost.cpu_seconds for cost in always.values()) + reading) / bare_total, 4),
+        "cpu_share_of": {"reading": round(reading / bare_total, 4)} | {name: round(cost.cpu_seconds / bare_total, 4) for name, cost in always.items()},
+        "waiting_for_data": round(pacer.wait / sum(pacer.seconds["trainer"]), 4),
+        "left_out": {
+            name: {"seconds": round(cost.seconds, 3), "longest_step": round(cost.longest, 3)} for name, cost in costs.items() if name in SCHEDULED
+        },
+        "device": str(run.layout.device),
+        "threads": run.layout.threads,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps-per-block", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp8"], default=None, help="default: fp32 on CPU, bf16 on CUDA")
+    parser.add_argument("--config", type=Path, default=ROOT / "examples" / "ten-small.yaml")
+    parser.add_argument("--set", action="append", default=[], help="a.b=value over the configuration; repeatable")
+    parser.add_argument("--made-up-tokens", type=int, default=0, help="size of a made-up corpus, where the standard library's 5M tokens are too few")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--micro-batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--without-plain", action="store_true", help="where three models do not fit on the device")
+    options = parser.parse_args()
+    options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
+    if (options.device == "cuda") != torch.cuda.is_available():
+        parser.error(f"--device {options.device}, but CUDA is {'' if torch.cuda.is_available() else 'not '}available: the trainer computes where it is.")
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        result = measure(prepare(directory, options), directory, options)
+    show("train", **result)
+
+
+if __name__ == "__main__":
+    main()
