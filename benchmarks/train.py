@@ -40,7 +40,6 @@ from megatron_exp.training.train import assemble, make_hooks, make_plan, open_di
 ROOT = Path(__file__).parents[1]
 SCHEDULED = {"ProbeHook", "ValidationHook", "CheckpointHook", "ControlHook"}
 """Hooks that work in scheduled steps only, where that work is what was asked for; listed by themselves."""
-WARM_UP_STEPS = 3
 
 
 @dataclasses.dataclass
@@ -51,6 +50,10 @@ class Cost:
     cpu_seconds: float = 0.0
     calls: int = 0
     longest: float = 0.0
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self.__init__()  # type: ignore[misc]
 
 
 class Timed(Hook):
@@ -80,6 +83,7 @@ class Pacer(Hook):
         self._block, self._pairs, self._costs, self._rivals = block, pairs, costs, rivals
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.wait = 0.0
+        self._is_warm = False
         self._batches: list[MicroBatches] = []
         self._begin = self._scheduled = 0.0
 
@@ -94,21 +98,18 @@ class Pacer(Hook):
         device = run.layout.device
         self._batches.append([(part.tokens.to(device), part.loss_mask.to(device)) for part in run.last.batch.micro_batches])
         self.wait += run.last.wait_seconds
-        warming = not self.seconds and run.step < WARM_UP_STEPS
-        if warming or len(self._batches) < self._block:
+        if len(self._batches) < self._block:
             return
         synchronize(run.layout)
         ours = time.perf_counter() - self._begin - (self._seconds_of_scheduled() - self._scheduled)
         for name, step in self._rivals.items():
             self.seconds[name].append(timed(run.layout, step, self._batches[-self._block :]))
         self.seconds["trainer"].append(ours)
-        if len(self.seconds["trainer"]) == 1:  # the first block warms all of them up
-            for values in self.seconds.values():
-                values.clear()
-            for cost in self._costs.values():
-                cost.__init__()
-            self.wait = 0.0
-            self.seconds["trainer"] = []
+        if not self._is_warm:  # the first block warms all of them up
+            self._is_warm, self.wait = True, 0.0
+            self.seconds.clear()
+            for name in self._costs:
+                self._costs[name].clear()
         run.stop = len(self.seconds["trainer"]) == self._pairs
         self._restart()
 
@@ -201,7 +202,7 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
     seconds = {name: [value / options.steps_per_block for value in values] for name, values in pacer.seconds.items()}
     bare_total = sum(pacer.seconds["bare"])
     always = {name: cost for name, cost in costs.items() if name not in SCHEDULED}
-    reading = feed.cpu_seconds * steps / max(1, run.step)
+    reading = feed.cpu_seconds * steps / run.step
     return {
         "model": run.model.shape.preset,
         "parameters": run.model.shape.num_parameters,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
 from megatron_exp.scoring.batched import LogLikelihoodRequest
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.huggingface import HuggingFaceScorer
@@ -70,6 +71,18 @@ def test_scoring_between_steps_changes_no_bit_of_training(layout, precision):
         assert state_of(asked, optimizer) == before
         assert losses == [result.loss for result in train(silent, silent_optimizer, [step])]
     assert same_weights(asked, silent)
+
+
+def test_a_model_in_training_and_its_checkpoint_give_bitwise_the_same_answers(layout, tmp_path):
+    live, optimizer = trainable(layout)
+    train(live, optimizer, range(3), noise=[[NoiseSpec(11, row, 0.05)] for row in range(4)])
+    asked = ask_everything(Scorer(live))
+    save_checkpoint(tmp_path / "checkpoint", live, optimizer, {})
+    loaded = tiny_model(layout, seed=1)
+    load_checkpoint(tmp_path / "checkpoint", loaded, None)
+    for while_training, afterwards in zip(asked, ask_everything(Scorer(loaded)), strict=True):
+        assert (while_training == afterwards).all()
+    assert np.isfinite(asked[-1]).all() and len(set(asked[-1].tolist())) == len(NOISE)
 
 
 def test_noise_of_a_training_batch_does_not_reach_the_answers(layout):
