@@ -3,8 +3,9 @@
 Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N]
 
 Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation,
-checkpoints and decisions of controllers are left out of the steps and listed. `cpu_share` is the figure without other processes' noise: CPU
-seconds of all hooks and of reading data for each second of a bare step, in one thread each.
+checkpoints and decisions of controllers are left out of the steps and listed. Two figures without other processes' waiting in them:
+`cpu_share`, CPU seconds of all hooks and of reading data for each CPU second of a bare step (each in one thread), and `cpu_over_bare`, CPU
+seconds of this whole process in the trainer's steps over those in the bare loop's. On a GPU the denominators are wall time and the second is left out.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import torch
@@ -56,6 +57,21 @@ class Cost:
         self.__init__()  # type: ignore[misc]
 
 
+class Clock(NamedTuple):
+    """Wall time, and CPU time of this process."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        """Since some moment."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: "Clock") -> "Clock":
+        return Clock(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+
 class Timed(Hook):
     """A hook whose work after steps is timed."""
 
@@ -82,10 +98,11 @@ class Pacer(Hook):
     def __init__(self, block: int, pairs: int, costs: dict[str, Cost], rivals: dict[str, Callable[[MicroBatches], None]]):
         self._block, self._pairs, self._costs, self._rivals = block, pairs, costs, rivals
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.cpu_seconds: dict[str, list[float]] = defaultdict(list)
         self.wait = 0.0
         self._is_warm = False
         self._batches: list[MicroBatches] = []
-        self._begin = self._scheduled = 0.0
+        self._begin = self._scheduled = Clock(0.0, 0.0)
 
     def on_start(self, run: Run, state: Any) -> None:
         """The first block begins."""
@@ -101,13 +118,13 @@ class Pacer(Hook):
         if len(self._batches) < self._block:
             return
         synchronize(run.layout)
-        ours = time.perf_counter() - self._begin - (self._seconds_of_scheduled() - self._scheduled)
+        self._note("trainer", Clock.now() - self._begin - (self._of_scheduled() - self._scheduled))
         for name, step in self._rivals.items():
-            self.seconds[name].append(timed(run.layout, step, self._batches[-self._block :]))
-        self.seconds["trainer"].append(ours)
+            self._note(name, timed(run.layout, step, self._batches))
         if not self._is_warm:  # the first block warms all of them up
             self._is_warm, self.wait = True, 0.0
             self.seconds.clear()
+            self.cpu_seconds.clear()
             for name in self._costs:
                 self._costs[name].clear()
         run.stop = len(self.seconds["trainer"]) == self._pairs
@@ -115,10 +132,16 @@ class Pacer(Hook):
 
     def _restart(self) -> None:
         self._batches = []
-        self._begin, self._scheduled = time.perf_counter(), self._seconds_of_scheduled()
+        self._scheduled = self._of_scheduled()
+        self._begin = Clock.now()
 
-    def _seconds_of_scheduled(self) -> float:
-        return sum(cost.seconds for name, cost in self._costs.items() if name in SCHEDULED)
+    def _note(self, name: str, spent: "Clock") -> None:
+        self.seconds[name].append(spent.seconds)
+        self.cpu_seconds[name].append(spent.cpu_seconds)
+
+    def _of_scheduled(self) -> "Clock":
+        costs = [cost for name, cost in self._costs.items() if name in SCHEDULED]
+        return Clock(sum(cost.seconds for cost in costs), sum(cost.cpu_seconds for cost in costs))
 
 
 def synchronize(layout: Layout) -> None:
@@ -127,13 +150,13 @@ def synchronize(layout: Layout) -> None:
         torch.cuda.synchronize()
 
 
-def timed(layout: Layout, step: Callable[[MicroBatches], None], batches: list[MicroBatches]) -> float:
-    """Seconds of a block of a rival."""
-    begin = time.perf_counter()
+def timed(layout: Layout, step: Callable[[MicroBatches], None], batches: list[MicroBatches]) -> Clock:
+    """What a block of a rival takes."""
+    begin = Clock.now()
     for batch in batches:
         step(batch)
     synchronize(layout)
-    return time.perf_counter() - begin
+    return Clock.now() - begin
 
 
 def prepare(directory: Path, options: argparse.Namespace) -> Path:
@@ -200,7 +223,8 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
     """What is printed."""
     steps = options.pairs * options.steps_per_block
     seconds = {name: [value / options.steps_per_block for value in values] for name, values in pacer.seconds.items()}
-    bare_total = sum(pacer.seconds["bare"])
+    on_gpu = run.layout.device.type == "cuda"
+    bare_total = sum((pacer.seconds if on_gpu else pacer.cpu_seconds)["bare"])
     always = {name: cost for name, cost in costs.items() if name not in SCHEDULED}
     reading = feed.cpu_seconds * steps / run.step
     return {
@@ -211,6 +235,7 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
         "trainer_over_bare": ratios(seconds["trainer"], seconds["bare"]),
         "goal_trainer_over_bare": 1.02,
         **({"trainer_over_plain": ratios(seconds["trainer"], seconds["plain"]), "goal_trainer_over_plain": 1.1} if "plain" in seconds else {}),
+        **({} if on_gpu else {"cpu_over_bare": ratios(pacer.cpu_seconds["trainer"], pacer.cpu_seconds["bare"])}),
         "cpu_share": round((sum(cost.cpu_seconds for cost in always.values()) + reading) / bare_total, 4),
         "cpu_share_of": {"reading": round(reading / bare_total, 4)} | {name: round(cost.cpu_seconds / bare_total, 4) for name, cost in always.items()},
         "waiting_for_data": round(pacer.wait / sum(pacer.seconds["trainer"]), 4),

@@ -151,7 +151,12 @@ _Call = Callable[[torch.nn.Module, slice], torch.Tensor]
 def _run(model: LanguageModel, call: _Call, keep: Callable[[torch.Tensor, slice], torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
     """What `keep` makes of the last stage's output for one batch [b, s]; None on the other stages."""
     outputs = _schedule(model, call, keep, shape, forward_only=True)
-    return torch.cat(outputs) if outputs else None
+    if not outputs:
+        return None
+    whole = outputs[0].new_empty((shape[0], *outputs[0].shape[1:]))
+    for rows, output in zip(_row_groups(model, shape[0]), outputs, strict=True):
+        whole[rows] = output
+    return whole
 
 
 def _row_groups(model: LanguageModel, num_rows: int) -> list[slice]:

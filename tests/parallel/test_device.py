@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from megatron_exp.parallel import device as devices
 from megatron_exp.parallel.device import _with_cpu_names, has_cuda
 from tests.model.tiny import running
 
@@ -33,6 +34,16 @@ def test_cuda_names_are_replaced_wherever_a_function_holds_them_and_nothing_else
     function.__code__ = _with_cpu_names(function.__code__)
     assert function("torch.FloatTensor") == (True, "cudagraph")
     assert function("cpu") == (True, "cudagraph")
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"), [("NVIDIA H200", 989.4), ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA GeForce", None)]
+)
+def test_what_a_gpu_could_do_is_known_by_its_name(monkeypatch, name, teraflops):
+    monkeypatch.setattr(devices, "describe_device", lambda device: name)
+    found = devices.peak_flops(torch.device("cuda", 0))
+    assert found == (None if teraflops is None else pytest.approx(teraflops * 1e12))
+    assert devices.peak_flops(torch.device("cpu")) is None
 
 
 def test_processes_alone_can_start_again_after_stopping():

@@ -168,6 +168,13 @@ def test_scores_and_embedding_gradients_are_those_of_one_process_on_every_rank(c
         assert (rank["gradients"] - single["gradients"]).norm() < 1e-2 * single["gradients"].norm()
 
 
+def test_any_number_of_rows_is_scored_alike(case):
+    for rank in case[1]:
+        for rows, losses in zip((1, 3), rank["odd"], strict=False):
+            assert torch.allclose(losses, rank["scores"].losses[:rows], atol=1e-5)
+        assert (rank["odd"][2] - rank["gradients"][:3]).norm() < 1e-3 * rank["gradients"].norm()
+
+
 def test_initial_weights_are_bitwise_those_of_one_process(case, directory):
     name, _, _ = case
     with running() as layout:

@@ -133,6 +133,7 @@ def short_run(layout: Layout, directory: Path, name: str) -> dict:
         "resume": (extra, all(layout.gather_replicas(is_bitwise)), is_bitwise),
         "moved": train(moved, its_optimizer, [3], at_once)[0].loss,
         "scores": token_scores(model, tokens),
+        "odd": [token_scores(model, tokens[:rows]).losses for rows in (1, 3)] + [embedding_gradients(model, tokens[:3], mask[:3])],
         "next_logits": next_token_logits(model, tokens, torch.tensor([0, 17, 29, 5])),
         "gradients": embedding_gradients(model, tokens, mask),
     }
