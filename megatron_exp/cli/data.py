@@ -106,6 +106,7 @@ def plan(
 ) -> None:
     """Place all experiments and write the manifest."""
     from megatron_exp.cli.reference import opened_reference
+    from megatron_exp.cli.tables import print_data
     from megatron_exp.config.load import load_config
     from megatron_exp.manifest.reader import Manifest
     from megatron_exp.preparation.diff import diff as compare
@@ -120,6 +121,7 @@ def plan(
             return
         manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model)
     print_counts(manifest)
+    print_data(manifest)
     if waiting := manifest.record["waiting_for_reference"]:
         console.print(
             f"left out until there is a reference model: {', '.join(waiting)}. Train the twin on this manifest, then "

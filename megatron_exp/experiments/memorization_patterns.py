@@ -87,6 +87,7 @@ class MemorizationPatterns(PaperDesign, Experiment):
     question: ClassVar[str] = "How much better are inserted documents predicted than held-out ones, by copies and kind of canary?"
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MemP"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
+    unusual: ClassVar[frozenset[str]] = frozenset({"suffix"})
 
     PAPER: ClassVar[Mapping[str, Any]] = {
         "suffix_types": ("plain", "rare", "model-based", "random"),

@@ -33,6 +33,7 @@ from megatron_exp.manifest.writer import Tables, table_fingerprints, write_manif
 from megatron_exp.placement.boundaries import DocumentBoundaries
 from megatron_exp.placement.place import Placement, SlotBudget, place
 from megatron_exp.preparation.counts import budget_record, counts_of
+from megatron_exp.preparation.data_kinds import data_kinds
 from megatron_exp.preparation.earlier import Earlier
 from megatron_exp.preparation.extends import require_same_frame, require_same_rows
 from megatron_exp.preparation.order import WAITING, Order, placing_order
@@ -224,6 +225,9 @@ def _record(
         "extends": None,
         "experiments": [one.entry.name for one in enabled],
         "counts": counts_of(tables.items, tables.insertions),
+        "data_kinds": data_kinds(
+            tables.items, tables.insertions, tables.reserve, {one.entry.name: one.experiment.unusual for one in enabled}, geometry
+        ),
         "budget": budget_record(tables.insertions, tables.reserve, geometry, config.budget),
         "analyses": {one.entry.name: _analysis_record(one) for one in enabled},
         "keep_steps": _keep_steps(tables.probes, config),

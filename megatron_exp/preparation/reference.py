@@ -100,7 +100,9 @@ class Reference:
         ]
 
         def ask(model: Model, rows: list[int]) -> list[Answer]:
-            return model.loglikelihood([sequences[row] for row in rows], [starts[row] for row in rows], [ends[row] for row in rows]).tolist()
+            return model.loglikelihood(
+                [sequences[row] for row in rows], [starts[row] for row in rows], [ends[row] for row in rows]
+            ).tolist()
 
         return np.array(self._answers("loglikelihood", names, ask), dtype=np.float64)
 
