@@ -1,4 +1,4 @@
-"""The examples in launch/slurm, rendered from examples/olmo2-1b.yaml and launch/clusters/h100.yaml: `python -m tests.cluster.rendered` writes them."""
+"""The examples in launch/slurm, rendered from examples/paper.yaml and launch/clusters/h100.yaml: `python -m tests.cluster.rendered` writes them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ EXAMPLES = ROOT / "launch/slurm"
 
 def rendered() -> dict[str, str]:
     """File name to content, as if everything lay below /data."""
-    config = load_config(ROOT / "examples/olmo2-1b.yaml")
+    config = load_config(ROOT / "examples/paper.yaml")
     cluster = load_cluster(ROOT / "launch/clusters/h100.yaml").model_copy(update={"python": "python3"})
     folders = Folders(Path("/data/toaa-1b"), Path("/data/corpus"))
     stages = chain(config, cluster, folders)
