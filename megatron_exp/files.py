@@ -1,14 +1,17 @@
 """Durable files: everything that must survive a crash is written through this module.
 
 A reader sees the old content or the new one, never a mixture: a temporary name in the same directory, fsync, rename,
-fsync of the directory. The four system calls stand alone (`_write`, `_fsync`, `_rename`, `_fsync_directory`) so that
+fsync of the directory. Nothing needs a lock, which network file systems may lack: every temporary name has one writer, on whatever machine, and says
+whose it is. The four system calls stand alone (`_write`, `_fsync`, `_rename`, `_fsync_directory`) so that
 tests can enumerate them, fail the k-th and kill the process at any.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,27 @@ from megatron_exp.errors import UserError
 _PARTIAL_SUFFIX = ".partial"
 _BLOCK_BYTES = 1 << 20
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
+
+
+def partial_name(path: Path) -> Path:
+    """A temporary name for PATH that no other writer has, be it on another machine: NAME.MACHINE-PROCESS-NUMBER.partial."""
+    return path.with_name(f"{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL_SUFFIX}")
+
+
+def remove_partials(directory: Path, *, all_writers: bool = False) -> None:
+    """Remove the temporary files that killed processes of this machine left in a directory, or those of all writers, who then fail."""
+    for path in directory.glob(f"*{_PARTIAL_SUFFIX}"):
+        machine, _, rest = path.name.removesuffix(_PARTIAL_SUFFIX).rpartition(".")[2].partition("-")
+        process = rest.partition("-")[0]
+        if all_writers or (machine == _machine() and not Path(f"/proc/{process}").exists()):
+            path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """Names the running system, and where it has several spaces of process numbers (containers), this one."""
+    known = [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("".join(known).encode()).hexdigest()[:12]
 
 
 def _write(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -55,7 +79,7 @@ class DurableWriter:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._partial = self.path.with_name(f"{self.path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+        self._partial = partial_name(self.path)
         self._file: BinaryIO = open(self._partial, "wb", buffering=_BLOCK_BYTES)  # noqa: SIM115 - closed by `close` or `abandon`
 
     def write(self, data: bytes | memoryview) -> None:
@@ -94,10 +118,39 @@ def write_file(path: Path, data: bytes) -> None:
         writer.write(data)
 
 
+def create_file(path: Path, data: bytes) -> bool:
+    """Write a new file durably; False, and nothing changed, where PATH exists. Of several writers, on any machines, one succeeds."""
+    prepared = partial_name(Path(path))
+    with open(prepared, "xb") as file:
+        try:
+            _write(file, data)
+            file.flush()
+            _fsync(file.fileno())
+            _link_new(prepared, path, data)
+        except FileExistsError:
+            return False
+        finally:
+            prepared.unlink()
+    _fsync_directory(prepared.parent)
+    return True
+
+
+def _link_new(prepared: Path, path: Path, data: bytes) -> None:
+    """FileExistsError where PATH exists. A disk without hard links gets the content a moment after the name."""
+    try:
+        os.link(prepared, path)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def link_file(source: Path, target: Path) -> bool:
     """Give an existing file the second name `target` (a hard link), durably; False where the system cannot: another disk, no such right."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
-    partial.unlink(missing_ok=True)
+    partial = partial_name(target)
     try:
         os.link(Path(source).resolve(), partial)
     except OSError as error:
@@ -120,9 +173,7 @@ def durable_directory(path: Path) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
-    if partial.exists():
-        shutil.rmtree(partial)
+    partial = partial_name(path)
     partial.mkdir()
     try:
         yield partial

@@ -1,11 +1,12 @@
 """Commands before training: preprocess, import, plan, materialize, quickstart."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from megatron_exp.cli.show import console, print_counts, progress_line
+from megatron_exp.cli.tasks import parsed_task
 
 if TYPE_CHECKING:
     from megatron_exp.shards.corpus import Corpus
@@ -46,22 +47,25 @@ def preprocess(
     ] = "plain",
     max_reject_rate: Annotated[float, typer.Option(help="Share of lines that may be rejected before the job fails.")] = 0.0,
     backend: Annotated[Literal["auto", "gigatoken", "reference"], typer.Option(help="How texts are encoded; a choice of speed.")] = "auto",
+    task: Annotated[str | None, typer.Option(help="I/N: only the I-th of N shares of the input files (from 0), no shards yet.")] = None,
 ) -> None:
-    """Tokenise text into Megatron indexed shards. A killed job continues where it was."""
+    """Tokenise text into Megatron indexed shards. A killed job continues where it was; after all tasks of an array job, the command without --task finishes."""
     from megatron_exp.preparation.preprocess import preprocess as go
+    from megatron_exp.preparation.preprocess import preprocess_part
 
+    shared: dict[str, Any] = {
+        "workers": workers or None,
+        "special_in_text": special_in_text,
+        "max_reject_rate": max_reject_rate,
+        "backend": backend,
+    }
+    if task is not None:
+        with progress_line() as progress:
+            preprocess_part(input, tokenizer, output, *parsed_task(task), progress=progress, **shared)
+        console.print(f"{output}: task {task} is done; the same command without --task writes the shards.", markup=False, highlight=False)
+        return
     with progress_line() as progress:
-        corpus = go(
-            input,
-            tokenizer,
-            output,
-            workers=workers or None,
-            shard_size=shard_size,
-            special_in_text=special_in_text,
-            max_reject_rate=max_reject_rate,
-            backend=backend,
-            progress=progress,
-        )
+        corpus = go(input, tokenizer, output, shard_size=shard_size, progress=progress, **shared)
     _print_corpus(corpus)
 
 

@@ -1,8 +1,7 @@
 """What preprocessing and importing share: a folder for finished work, records of finished shards, and the files that make a corpus of them."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,23 @@ import pyarrow.parquet as pq
 
 from megatron_exp import __version__
 from megatron_exp.errors import UserError
-from megatron_exp.files import write_file
+from megatron_exp.files import create_file, remove_partials, write_file
 from megatron_exp.preparation.preprocess_ledger import inputs_table, totals
 from megatron_exp.shards.checksums import FileSum, SummedWriter, write_array
 from megatron_exp.shards.corpus import INPUTS_NAME, RECORD_NAME, SCHEMA_VERSION, TOKENIZER_FOLDER, logical_fingerprint, write_record
 from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.shards.verify import SUMMED_SUFFIXES
 
-_LOCK_NAME = "lock"
+_CLAIM_NAME = "shards-of.json"
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """CORPUS/units: what is finished of a corpus that is being made. It is removed when the corpus is complete."""
+    """CORPUS/units: what is finished of a corpus that is being made. It is removed when the corpus is complete.
+
+    Any number of jobs may work in it at once, on any machines, without locks: each file has a temporary name of its own until it is whole, and whoever writes
+    a file of one name writes the same bytes, because names of units follow from their input and shards belong to the job that claimed them.
+    """
 
     corpus: Path
 
@@ -38,30 +41,37 @@ class WorkFolder:
         """Whether a job has been at work on this corpus."""
         return self.path.exists() or (self.corpus / RECORD_NAME).exists()
 
-    @contextlib.contextmanager
-    def locked(self, kind: int) -> Iterator[None]:
-        """Keep others off the corpus: one whole job, or any number of parts. The system frees the lock of a killed job."""
+    def begin(self) -> None:
+        """Make the folder, and remove what killed processes of this machine left half written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / _LOCK_NAME, "wb") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"Another job is at work in {self.corpus}. Wait for it to end, or choose another output.") from error
-            yield
+        for directory in self._directories:
+            remove_partials(directory)
 
-    def remove_leftovers(self, shard_names: Iterable[str] | None = None) -> None:
-        """Remove what a killed job left half written and, given the shards to be, those it wrote from other input.
+    @property
+    def _directories(self) -> tuple[Path, ...]:
+        return self.corpus, self.path, self.corpus / TOKENIZER_FOLDER
 
-        Only safe while no other job works here.
+    def claim_shards(self, key: str, names: Iterable[str]) -> None:
+        """Settle what the shards are made of (`key`), for all jobs here; shards of other names, of an earlier attempt, are removed.
+
+        UserError where another job has settled something else.
         """
-        for directory in (self.corpus, self.path, self.corpus / TOKENIZER_FOLDER):
-            for path in directory.glob("*.partial"):
-                path.unlink()
-        if shard_names is not None:
-            wanted = set(shard_names)
-            for path in self.corpus.glob("shard-*"):
-                if path.name.split(".")[0] not in wanted:
-                    path.unlink()
+        claim = self.path / _CLAIM_NAME
+        if not create_file(claim, orjson.dumps({"key": key})) and _claimed(claim) != key:
+            raise UserError(
+                f"A job with other input or other options has begun to write the shards of {self.corpus}. Use its options, or choose another output. "
+                f"If it was stopped for good, remove {claim} and run this command again."
+            )
+        wanted = set(names)
+        for path in self.corpus.glob("shard-*"):
+            if path.name.split(".")[0] not in wanted:
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """The corpus is complete. A job that is still at work here fails, and finds the corpus (`preprocess.preprocess`)."""
+        shutil.rmtree(self.path, ignore_errors=True)  # what such a job writes meanwhile goes with the next call
+        for directory in self._directories:
+            remove_partials(directory, all_writers=True)
 
     def _shard_record(self, name: str) -> Path:
         return self.path / f"{name}.shard.json"
@@ -82,6 +92,13 @@ class WorkFolder:
         paths = {suffix: self.corpus / f"{name}.{suffix}" for suffix in SUMMED_SUFFIXES}
         whole = all(path.is_file() and path.stat().st_size == lengths[suffix] for suffix, path in paths.items())
         return record if whole and record["key"] == key else None
+
+
+def _claimed(path: Path) -> str | None:
+    try:
+        return orjson.loads(path.read_bytes())["key"]
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
 
 
 def write_corpus(

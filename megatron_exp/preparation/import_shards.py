@@ -5,9 +5,7 @@
 Each pair is an independent task and becomes one shard, so a killed job continues with the pairs that have no record yet.
 """
 
-import fcntl
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +56,12 @@ def import_shards(
     job = _Job.prepare(inputs, Path(tokenizer), Path(output))
     if (job.folder.corpus / RECORD_NAME).exists():
         return job.existing()
-    with job.folder.locked(fcntl.LOCK_EX):
-        job.folder.remove_leftovers(shard.name for shard in job.shards)
-        job.adopt(workers or num_cores(), progress)
-        job.finish()
-        shutil.rmtree(job.folder.path)
+    with explained_disk_errors(job.folder.corpus):
+        job.folder.begin()
+        job.folder.claim_shards(job.recipe, [shard.name for shard in job.shards])
+    job.adopt(workers or num_cores(), progress)
+    job.finish()
+    job.folder.remove()
     return Corpus.open(job.folder.corpus)
 
 
@@ -110,7 +109,7 @@ class _Job:
         same = corpus.record["recipe"] == self.recipe and len(ledgers) == len(self.shards)
         if not same or not all(is_unchanged(shard.tokens, ledger) for shard, ledger in zip(self.shards, ledgers, strict=True)):
             raise UserError(f"{corpus.path} already holds a corpus made from other input. Choose another name, or remove it first.")
-        shutil.rmtree(self.folder.path, ignore_errors=True)  # a job killed after its last step leaves it
+        self.folder.remove()  # a job killed after its last step leaves it
         return corpus
 
     def adopt(self, workers: int, progress: ProgressCallback | None) -> None:

@@ -6,10 +6,8 @@ Units and shards are independent tasks, so the result does not depend on the num
 continues with the tasks that have no record yet. `corpus.json`, written last, makes a corpus of the directory.
 """
 
-import fcntl
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -70,11 +68,13 @@ def preprocess(
     job = _Job.prepare(inputs, Path(tokenizer), Path(output), options, progress)
     if (job.output / RECORD_NAME).exists():
         return job.existing()
-    with job.folder.locked(fcntl.LOCK_EX):
-        job.folder.remove_leftovers()
+
+    def work() -> None:
         job.tokenise(job.units)
         job.finish()
-        shutil.rmtree(job.directory)
+        job.folder.remove()
+
+    job.run(work)
     return Corpus.open(job.output)
 
 
@@ -82,8 +82,8 @@ def preprocess_part(
     inputs: Sequence[str],
     tokenizer: Path,
     output: Path,
-    part: int,
-    num_parts: int,
+    task: int,
+    num_tasks: int,
     *,
     workers: int | None = None,
     special_in_text: SpecialPolicy = "plain",
@@ -91,19 +91,19 @@ def preprocess_part(
     backend: Backend = "auto",
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Tokenise every `num_parts`-th unit, for array jobs on a shared file system.
+    """Tokenise every `num_tasks`-th unit, for array jobs on a shared file system.
 
-    When all parts are done, `preprocess` with the same arguments finds every unit finished and only writes the shards.
+    When all tasks are done, `preprocess` with the same arguments finds every unit finished and only writes the shards; it does what is missing. A
+    task that runs twice, at once or again, changes nothing.
     """
-    if not 0 <= part < num_parts:
-        raise UserError(f"Part {part} of {num_parts} does not exist: parts count from 0 to {num_parts - 1}.")
+    if not 0 <= task < num_tasks:
+        raise UserError(f"Task {task} of {num_tasks} does not exist: tasks count from 0 to {num_tasks - 1}.")
     options = Options(workers or num_cores(), DEFAULT_SHARD_SIZE, special_in_text, max_reject_rate, backend)
     job = _Job.prepare(inputs, Path(tokenizer), Path(output), options, progress)
     if (job.output / RECORD_NAME).exists():
         job.existing()
         return
-    with job.folder.locked(fcntl.LOCK_SH):
-        job.tokenise(job.units[part::num_parts])
+    job.run(lambda: job.tokenise(job.units[task::num_tasks]))
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,18 @@ class _Job:
             raise UserError(
                 f"{self.output} already holds a corpus made from other input or with other options. Choose another name, or remove it first."
             )
-        shutil.rmtree(self.directory, ignore_errors=True)  # a job killed after its last step leaves them
+        self.folder.remove()  # a job killed after its last step leaves it
         return corpus
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work. Another job may do the same at the same time: where it is first to finish, it takes the units away, and its corpus is the result."""
+        try:
+            self.folder.begin()
+            work()
+        except (OSError, RuntimeError, AssertionError, UserError):
+            if not (self.output / RECORD_NAME).exists():
+                raise
+            self.existing()
 
     def tokenise(self, units: Sequence[Unit]) -> None:
         """Do the units that have no done-record, the largest first, so that no worker is left alone with a large one at the end."""
@@ -205,7 +215,8 @@ class _Job:
         if not plans:
             raise UserError(f"The input holds no document: {len(records)} files were read and all are empty. Check the inputs.")
         work = MergeWork(self.output, self.directory, dtype)
-        self.folder.remove_leftovers(plan.name for plan in plans)
+        with explained_disk_errors(self.output):
+            self.folder.claim_shards(fingerprint.of_json([plan.key for plan in plans]), [plan.name for plan in plans])
         todo = [plan for plan in plans if self.folder.kept_shard(plan.name, plan.key) is None]
         total, left = sum(plan.num_bytes for plan in plans), sum(plan.num_bytes for plan in todo)
         run_tasks(work, todo, self._num_processes(left // _SHARD_BYTES_PER_WORKER), Reporter(self.progress, "merge", total, total - left))

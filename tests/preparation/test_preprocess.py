@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pytest
 from megatron_exp.errors import UserError
 from megatron_exp.preparation import preprocess as preprocess_module
 from megatron_exp.preparation import preprocess_unit
-from megatron_exp.preparation.preprocess import preprocess, preprocess_part
+from megatron_exp.preparation.preprocess import preprocess
 from megatron_exp.preparation.preprocess_encode import Encoded, GigatokenEncoder
 from megatron_exp.shards.corpus import Corpus
 from tests.shards.making import decoded, json_lines, make_corpus, make_tokenizer, text_lines, texts, tree, write_inputs
@@ -157,29 +156,6 @@ def test_a_file_that_changes_between_two_attempts_is_read_again(tmp_path):
     with pytest.raises(UserError):
         made(tmp_path, b'{"text": null}\n')
     assert decoded(made(tmp_path, b'{"text":"ok" }\n')) == ["ok"]
-
-
-def test_parts_of_an_array_job_give_the_bytes_of_one_job(tmp_path):
-    inputs = write_inputs(tmp_path / "in", {"a": [text_lines(9, 9 * index) for index in range(5)]})
-    tokenizer = make_tokenizer(tmp_path)
-    preprocess([str(inputs)], tokenizer, tmp_path / "whole", workers=1)
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda part: preprocess_part([str(inputs)], tokenizer, tmp_path / "parts", part, 3, workers=1), range(3)))
-    assert not (tmp_path / "parts" / "corpus.json").exists()
-    preprocess([str(inputs)], tokenizer, tmp_path / "parts", workers=1)
-    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
-
-
-def test_two_jobs_cannot_work_in_one_directory(tmp_path):
-    refused = []
-
-    def second(progress):
-        with pytest.raises(UserError, match="at work"):
-            made(tmp_path, text_lines(3))
-        refused.append(progress)
-
-    made(tmp_path, text_lines(3), progress=second)
-    assert refused
 
 
 def test_the_first_difference_from_the_reference_library_stops_the_run(tmp_path, monkeypatch):

@@ -52,6 +52,10 @@ def disk_full():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def disk_broken():
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def assert_none_or_whole(path, expected):
     """No corpus yet, or the whole one: a reader never meets a half."""
     if (path / "corpus.json").exists():
@@ -64,14 +68,15 @@ every_step = pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest
 
 
 @every_step
-def test_a_disk_full_at_any_durable_step_leaves_a_job_that_can_go_on(job, stride):
+@pytest.mark.parametrize("trouble", [disk_full, disk_broken])
+def test_a_disk_that_fails_at_any_durable_step_leaves_a_job_that_can_go_on(job, trouble, stride):
     expected = tree(job.run("whole").path)
     num_steps = job.count
     assert num_steps > 40, "the steps of units, shards and record are all counted"
     for step in range(1, num_steps + 1, stride):
         name = f"full-{step}"
-        with pytest.raises(UserError, match="No space left.*GB free"):
-            job.run(name, step, disk_full)
+        with pytest.raises(UserError, match="(No space left|Input/output error).*GB free"):
+            job.run(name, step, trouble)
         assert_none_or_whole(job.directory / name, expected)
         assert tree(job.run(name).path) == expected, f"after a disk full at step {step}"
 
@@ -118,10 +123,21 @@ def test_a_unit_damaged_before_it_is_merged_is_refused_by_name(job):
     assert list(job.run("out").verify()) == []
 
 
-def test_partial_files_of_a_killed_job_are_removed(job):
+def test_partial_files_of_killed_jobs_are_removed(job):
     (job.directory / "out" / "units").mkdir(parents=True)
-    for name in ("shard-00000.bin.123.partial", "units/abc.bin.123.partial"):
-        (job.directory / "out" / name).write_bytes(b"half")
+    for name in ("shard-00000.bin.0123456789ab-77-00000000.partial", "units/abc.bin.0123456789ab-77-00000000.partial"):
+        (job.directory / "out" / name).write_bytes(b"half")  # of another machine, which may live: these go when the corpus is complete
+    dead = [job.directory / "out" / name for name in ("shard-00001.bin", "units/abc.bin")]
+    child = os.fork()
+    if not child:
+        for path in dead:
+            files.partial_name(path).write_bytes(b"half")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list((job.directory / "out").rglob("*.partial"))) == 4
+    with pytest.raises(UserError):
+        job.run("out", 1, disk_full)
+    assert all("0123456789ab" in path.name for path in (job.directory / "out").rglob("*.partial"))
     assert not [name for name in tree(job.run("out").path) if "partial" in name]
 
 
