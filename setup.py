@@ -57,7 +57,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_exp", "megatron_exp.*"]),
-    package_data={"megatron_exp": ["py.typed"], "megatron_exp.report": ["templates/*"], "megatron_exp.cluster": ["templates/*"]},
+    package_data={
+        "megatron_exp": ["py.typed"],
+        **{f"megatron_exp.{part}": ["templates/*"] for part in ("cluster", "display", "inspection", "report")},
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-exp = megatron_exp.cli.main:entry"]},

@@ -32,6 +32,10 @@ def inspect(
     slot: Annotated[int | None, typer.Option(help="One slot, likewise.")] = None,
     item: Annotated[int | None, typer.Option(help="One item, with its insertions; --experiment where several have that number.")] = None,
     sql: Annotated[str | None, typer.Option(help="A SELECT over the tables insertions, items, probes, responses, results.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to browse a manifest or a run instead: one self-contained HTML file.")
+    ] = None,
+    show_text: Annotated[bool, typer.Option("--show-text", help="With --html: include texts instead of masking them.")] = False,
     json: Json = False,
 ) -> None:
     """Look at a corpus, a manifest or a run."""
@@ -43,6 +47,13 @@ def inspect(
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)} were given together. Ask one question at a time.")
     target = targets.open_target(path)
+    if html is not None:
+        from megatron_exp.inspection.page import write_inspector
+
+        if asked or json or experiment is not None:
+            raise UserError("--html writes the whole page, so it goes with no question. Leave the other options out.")
+        console.print(f"inspector: {write_inspector(target, html, show_text=show_text)}", markup=False, highlight=False)
+        return
     answer: Any
     if step is not None:
         kind, answer = "step", slots.view_step(target, step)

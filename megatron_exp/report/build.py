@@ -6,8 +6,7 @@ from typing import Any
 import jinja2
 
 from megatron_exp import __version__
-from megatron_exp.display import numbers
-from megatron_exp.display.visible import visible
+from megatron_exp.display.page import page_environment
 from megatron_exp.files import write_file
 from megatron_exp.report.dependence import dependence_section
 from megatron_exp.report.dynamics import dynamics_pictures
@@ -53,6 +52,7 @@ def render(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> str:
 def gathered(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> dict[str, Any]:
     """Everything that the page shows."""
     return {
+        "page_title": f"{inputs.run.name}: report",
         "version": __version__,
         "run": inputs.run,
         "finished": inputs.finished,
@@ -91,27 +91,6 @@ def write_figures(content: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _environment() -> jinja2.Environment:
-    """Autoescape everywhere; every value is made visible (control and bidirectional characters) before it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("megatron_exp.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    environment.filters |= {
-        "count": numbers.count,
-        "measured": numbers.measured,
-        "signed": numbers.signed,
-        "percent": numbers.percent,
-        "probability": numbers.probability,
-        "verdict_kind": verdict_kind,
-    }
-    environment.globals |= {"interval": numbers.interval, "is_number": numbers.is_number}
+    environment = page_environment("megatron_exp.report")
+    environment.filters["verdict_kind"] = verdict_kind
     return environment
-
-
-def _finalize(value: Any) -> Any:
-    """Applied to every printed expression: strings lose their control characters, whatever the template forgot."""
-    return visible(value) if type(value) is str else value

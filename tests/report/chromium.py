@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import axe_core_python
+
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
@@ -111,3 +113,11 @@ class Chromium:
             self._buffer += data
         raw, self._buffer = self._buffer.split(b"\0", 1)
         return json.loads(raw)
+
+
+def serious_findings(browser: Chromium) -> list[tuple[str, list[str]]]:
+    """What axe-core calls serious or critical about the open page: (rule, beginnings of the elements)."""
+    script = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+    browser.evaluate(f"{script}; 'loaded'")
+    found = browser.evaluate("axe.run(document, {resultTypes: ['violations']}).then(result => result.violations)")
+    return [(one["id"], [node["html"][:120] for node in one["nodes"][:3]]) for one in found if one["impact"] in ("serious", "critical")]

@@ -1,17 +1,12 @@
 """The report in a real browser: nothing complains, nothing runs, nothing overflows."""
 
-from pathlib import Path
-
-import axe_core_python
 import pytest
 
 from megatron_exp.report import report
-from tests.report.chromium import EXECUTABLE, Chromium
+from tests.report.chromium import EXECUTABLE, Chromium, serious_findings
 from tests.report.fabricated import make_world
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-
-AXE = f"{(Path(axe_core_python.__file__).parent / 'axe.min.js').read_text()}; 'loaded'"
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +53,7 @@ def test_a_script_put_into_the_page_by_hand_would_not_run(browser, page, tmp_pat
 @pytest.mark.parametrize("width", [390, 1400])
 def test_axe_finds_nothing_serious(browser, page, width):
     browser.open(page, width)
-    browser.evaluate(AXE)
-    found = browser.evaluate("axe.run(document, {resultTypes: ['violations']}).then(result => result.violations)")
-    serious = [(one["id"], [node["html"][:120] for node in one["nodes"][:3]]) for one in found if one["impact"] in ("serious", "critical")]
-    assert not serious
+    assert serious_findings(browser) == []
 
 
 def test_headings_go_down_one_level_at_a_time(browser, page):
