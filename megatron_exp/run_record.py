@@ -135,6 +135,11 @@ class RunRecord:
     def tokens_per_step(self) -> int:
         return self.slots_per_step * int(self.record["config"]["geometry"]["sequence_length"])
 
+    def heartbeat(self) -> dict[str, Any] | None:
+        """The newest sign of life of an attempt (heartbeat.json), None where there is none."""
+        path = self.path / HEARTBEAT_NAME
+        return orjson.loads(path.read_bytes()) if path.exists() else None
+
     def history(self) -> History:
         """The measurements so far; empty where training has not written any."""
         path = self.path / METRICS_NAME

@@ -148,12 +148,20 @@ def _search_payloads(path: Path, payloads: Path, out: Path | None, ngram: int) -
     console.print(f"{out}: {found:,} of {num:,} items have n-grams in the corpus.", markup=False, highlight=False)
 
 
-def status(run: Annotated[Path, typer.Argument(help="RUN directory.")], json: Json = False) -> None:
-    """How far a run is, how fast, and what its last checkpoint is."""
+def status(run: Annotated[Path, typer.Argument(help="RUN directory, or that of a submission.")], json: Json = False) -> None:
+    """How far a run or a submission is, how fast, what its last checkpoint is, and what to do next."""
     from megatron_exp.inspection import document, render
     from megatron_exp.inspection.status import status as go
+    from megatron_exp.inspection.submission_status import submission_status
+    from megatron_exp.submission import RECORD_NAME, Submission
 
-    answer = go(run)
+    answer: Any
+    if (run / RECORD_NAME).is_file():
+        from megatron_exp.cli.submit import job_states
+
+        answer = submission_status(run, job_states(Submission.open(run).jobs))
+    else:
+        answer = go(run)
     if json:
         typer.echo(document.as_json("status", answer))
     else:

@@ -87,7 +87,7 @@ def _submitted(stage: Stage, script: Path) -> SubmittedStage:
         purpose=stage.purpose,
         script=str(script),
         folder=str(stage.folder),
-        done=str(stage.done) if stage.done else None,
+        done=str(stage.done or stage.result) if stage.done or stage.result else None,
         run=str(stage.folder) if stage.name in ("twin", "train") else None,
     )
 

@@ -23,8 +23,9 @@ class Stage:
     """One job of the chain.
 
     arguments: after `megatron-exp`. tasks: of an array job, which then get `--task I/N`. done: a file that exists exactly when the stage
-    has nothing left to do. resumable: killed, it goes on where it was; `progress` is the pattern of the files that show how far it came,
-    and `folder` keeps the account of its attempts. cache: a corpus to be copied to node-local disks before.
+    has nothing left to do. result: one that is made anew each time. resumable: killed, it goes on where it was; `progress` is the pattern
+    of the files that show how far it came, and `folder` keeps the account of its attempts. cache: a corpus to be copied to node-local
+    disks before.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     resources: Resources
     tasks: int | None = None
     done: Path | None = None
+    result: Path | None = None
     progress: tuple[Path, str] | None = None
     folder: Path
     cache: Path | None = None
@@ -225,6 +227,7 @@ def _closing(cluster: Cluster, folders: Folders) -> list[Stage]:
             name="report",
             purpose=f"one HTML file: {report.name}",
             arguments=("report", str(folders.run), *against, *dependence, "--out", str(report)),
+            result=report,
             resources=resources_of(cluster, "report"),
             folder=folders.logs("report"),
         ),

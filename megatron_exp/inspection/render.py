@@ -17,6 +17,7 @@ from megatron_exp.inspection.items import ExperimentView, ItemView
 from megatron_exp.inspection.search import SearchResult
 from megatron_exp.inspection.slots import Mark, SlotView, StepView
 from megatron_exp.inspection.status import RunStatus
+from megatron_exp.inspection.submission_status import SubmissionStatus
 from megatron_exp.inspection.summary import ConditionSummary, CorpusSummary, ManifestSummary, RunSummary
 
 _MARK_STYLES = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
@@ -84,6 +85,7 @@ def _(answer: RunStatus) -> RenderableType:
         [
             ("run", answer.path),
             ("name", answer.name + (" (baseline)" if answer.baseline else "")),
+            ("state", answer.state),
             ("step", f"{answer.step} of {answer.num_steps}" + (", finished" if answer.finished else "")),
             ("tokens", count(answer.tokens)),
             (
@@ -94,10 +96,21 @@ def _(answer: RunStatus) -> RenderableType:
             ("speed", f"{count(answer.tokens_per_second)} tokens/s"),
             ("time left", duration(answer.seconds_left)),
             ("last checkpoint", checkpoint),
-            ("attempts", str(answer.num_attempts)),
+            ("attempts", f"{answer.num_attempts}, {answer.num_requeues} requeues"),
             ("last written", answer.updated or "never"),
+            *([("reason", visible_line(answer.reason))] if answer.reason else []),
+            ("next", answer.advice),
         ]
     )
+
+
+@render.register
+def _(answer: SubmissionStatus) -> RenderableType:
+    head = _pairs([("submission", answer.path), ("name", answer.name), ("next", answer.advice)])
+    rows = [
+        (stage.name, stage.job or "", stage.state, str(stage.num_requeues or ""), visible_line(stage.detail)) for stage in answer.stages
+    ]
+    return Group(head, Text(), _table(("stage", "job", "state", "requeues", ""), rows))
 
 
 @render.register

@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from megatron_exp.errors import UserError
-from megatron_exp.run_record import RECORD_NAME
+from megatron_exp.run_record import HEARTBEAT_NAME, RECORD_NAME
 from megatron_exp.training.hooks.record import RecordHook
 from megatron_exp.training.hooks.stragglers import Pace, stragglers
-from megatron_exp.training.hooks.watchdog import EXIT_HUNG, Watch, WatchdogHook, read_heartbeat
+from megatron_exp.training.hooks.watchdog import EXIT_HUNG, Watch, WatchdogHook
 from megatron_exp.training.train import train
 from tests.training.processes import metrics
 
@@ -66,7 +66,7 @@ def test_steps_keep_the_watchdog_quiet(tmp_path):
         hook.on_step(run)
     hook.on_end(run)
     assert not ended
-    assert {"attempt", "step", "time", "host", "still_seconds", "schema_version"} == set(read_heartbeat(tmp_path))
+    assert {"attempt", "step", "time", "host", "still_seconds", "schema_version"} == set(orjson.loads((tmp_path / HEARTBEAT_NAME).read_bytes()))
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_end_training(tmp_path, caplog):

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -135,9 +134,3 @@ def describe_hang(run: Run, still_seconds: float) -> str:
         f"Rank {run.layout.rank} on {socket.gethostname()} (attempt {run.attempt}): no step was finished for {still_seconds:.0f} s, the last was {run.step}. "
         f"The process ends, to be started again. Ranks that wait for another one show a collective here; the one they wait for shows what holds it.\n{stack}"
     )
-
-
-def read_heartbeat(directory: Path) -> dict[str, Any] | None:
-    """RUN/heartbeat.json, None where there is none."""
-    path = Path(directory) / HEARTBEAT_NAME
-    return orjson.loads(path.read_bytes()) if path.exists() else None
