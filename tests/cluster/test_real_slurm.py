@@ -13,11 +13,14 @@ import psutil
 import pytest
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path
+from megatron_exp.cluster.prepare import prepare, write
+from megatron_exp.preparation.preprocess import preprocess
 from megatron_exp.run_record import RunRecord
+from megatron_exp.shards.corpus import Corpus
 from megatron_exp.submission import Submission
 from tests.cluster.daemons import Slurm
 from tests.cluster.test_render import scripts, with_text
-from tests.cluster.tiny import write_inputs
+from tests.cluster.tiny import ROOT, write_inputs
 from tests.training.compare import step_hashes
 from tests.training.processes import metrics
 
@@ -187,3 +190,25 @@ def test_a_run_that_is_killed_signalled_requeued_cut_off_and_loses_a_node_ends_b
     assert len(attempts) == 6 and [attempt["state"] for attempt in attempts[1:4]] == ["stopped"] * 3 and attempts[-1]["state"] == "finished"
     assert weights(disturbed.run) == weights(finished / "run")
     assert step_hashes(disturbed.run) == step_hashes(finished / "run")
+
+
+REAL_DATA = ROOT.parent / "shared/data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs ../shared/data (olmo-mix-mini and the dolma2 tokenizer)")
+def test_an_array_of_preprocess_tasks_makes_the_same_shards_as_one_process(slurm: Slurm, tmp_path: Path) -> None:
+    text = {"inputs": [str(REAL_DATA / "olmo-mix-mini/data")], "tokenizer": str(REAL_DATA / "tokenizers/dolma2.json")}
+    config, cluster = write_inputs(tmp_path, steps=STEPS, checkpoint_every=EVERY, preprocess={**text, "tasks": 3})
+    prepared = prepare(config, cluster, tmp_path / "out")
+    array, merge = (stage.script for stage in write(prepared).stages[:2])
+    first = slurm.command("sbatch", "--parsable", array).strip()
+    second = slurm.command("sbatch", "--parsable", f"--dependency=afterok:{first}", merge).strip()
+    assert slurm.wait(second, "COMPLETED", "FAILED", "CANCELLED", seconds=2 * PATIENCE_SECONDS) == "COMPLETED", log_of(
+        tmp_path / "out", "merge"
+    )
+    assert len(list((tmp_path / "out/logs/preprocess").glob(f"{first}_*.log"))) == 3
+    alone = preprocess(text["inputs"], Path(text["tokenizer"]), tmp_path / "alone", workers=1)
+    made = Corpus.open(tmp_path / "corpus")
+    assert [shard["files"] for shard in made.record["shards"]] == [shard["files"] for shard in alone.record["shards"]]
+    assert made.fingerprint == alone.fingerprint

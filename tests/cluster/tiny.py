@@ -34,7 +34,7 @@ def write_inputs(directory: Path, *, steps: int, checkpoint_every: int, **profil
         "python": sys.executable,
         "signal_seconds": 30,
         "environment": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        "preprocess": {"inputs": ["toy=texts.jsonl"], "tokenizer": "tokenizer.json", "tasks": 1},
+        "preprocess": {"inputs": ["toy=texts.jsonl"], "tokenizer": "tokenizer.json", "tasks": 2},
         **profile,
     }
     (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
