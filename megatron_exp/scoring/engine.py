@@ -21,13 +21,14 @@ class Scorer(BatchedScorer):
     """The scorer of a `LanguageModel`. Every process of the run calls each method with the same arguments and gets all answers."""
 
     def __init__(self, model: LanguageModel, max_tokens: int | None = None):
-        on_gpu = model.layout.device.type == "cuda"
-        if on_gpu and max_tokens is None:
-            max_tokens = max(model.shape.sequence_length, _LOGITS_PER_BATCH_CUDA // model.shape.vocabulary_size)
         super().__init__(model.shape.sequence_length, model.shape.vocabulary_size, model.dtype, max_tokens)
         self._model = model
-        kept = (_CACHE_BYTES_CUDA if on_gpu else _CACHE_BYTES_CPU) // generation.cache_bytes_per_position(model)
-        self.max_kept_tokens = max(self.max_tokens, kept)
+        if max_tokens is None:
+            on_gpu = model.layout.device.type == "cuda"
+            if on_gpu:
+                self.max_tokens = max(model.shape.sequence_length, _LOGITS_PER_BATCH_CUDA // model.shape.vocabulary_size)
+            kept = (_CACHE_BYTES_CUDA if on_gpu else _CACHE_BYTES_CPU) // generation.cache_bytes_per_position(model)
+            self.max_kept_tokens = max(model.shape.sequence_length, kept)
 
     @property
     def _replica(self) -> tuple[int, int]:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from megatron_exp.errors import UserError
+from megatron_exp.fingerprint import of_json
 from megatron_exp.ledger import Entry, LedgerWriter, slot_hash, step_hash
+from megatron_exp.parallel.layout import Layout
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run
 
@@ -12,7 +15,11 @@ _STEPS_AT_ONCE = 16
 
 
 class LedgerHook(Hook):
-    """Hashes the slots of this process, from the memory the model read, and writes the hash of the whole step on the main process."""
+    """Hashes the slots of this process, from the memory the model read, and writes the hash of the whole step on the main process.
+
+    The processes of one replica read the same slots each for itself, perhaps from copies of the shards on different machines. What is written is
+    what the first of them read, so all are compared.
+    """
 
     def __init__(self) -> None:
         self._writer: LedgerWriter | None = None
@@ -46,6 +53,8 @@ class LedgerHook(Hook):
         self._close()
 
     def _write(self, run: Run) -> None:
+        if run.layout.world_size > run.layout.dp_size and self._waiting:
+            refuse_disagreement(run.layout, self._waiting)
         parts = [self._waiting] if run.layout.dp_size == 1 else run.layout.gather_replicas(self._waiting)
         self._waiting = []
         if not self._writer:
@@ -61,3 +70,21 @@ class LedgerHook(Hook):
         if self._writer:
             self._writer.close()
             self._writer = None
+
+
+def refuse_disagreement(layout: Layout, waiting: list[tuple[int, dict[int, int]]]) -> None:
+    """UserError on every process where two of a replica have read different content (collective)."""
+    digest = of_json([[step, sorted(hashes.items())] for step, hashes in waiting])
+    found = layout.gather((layout.dp_rank, digest) if layout.reads_data else None)
+    first: dict[int, tuple[int, str]] = {}
+    for rank, entry in enumerate(found):
+        if entry is None:
+            continue
+        replica, read = entry
+        other, expected = first.setdefault(replica, (rank, read))
+        if read != expected:
+            raise UserError(
+                f"In the steps {waiting[0][0]} to {waiting[-1][0]} the processes {other} and {rank} were to read the same slots and read different content. "
+                "One of them has a damaged copy of a shard or another manifest. Run `megatron-exp verify` on corpus and manifest on the machines of both; the "
+                "run goes on from its last checkpoint."
+            )
