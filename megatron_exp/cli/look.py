@@ -114,13 +114,14 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Directory for all occurrences as Parquet; with --payloads, a file.")] = None,
     payloads: Annotated[Path | None, typer.Option(help="A manifest: count its payloads' n-grams in the corpus instead.")] = None,
     ngram: Annotated[int, typer.Option(help="With --payloads: tokens of an n-gram.")] = 13,
+    per_payload: Annotated[int | None, typer.Option(help="With --payloads: at most so many n-grams of each, evenly spread (default: all).")] = None,
     json: Json = False,
 ) -> None:
     """Count exact occurrences of token strings in shards, in the stream as trained, and in payloads."""
     if (strings is None) == (payloads is None):
         raise UserError("Give either --strings FILE, or --payloads MANIFEST with --out FILE.")
     if payloads is not None:
-        _search_payloads(path, payloads, out, ngram)
+        _search_payloads(path, payloads, out, ngram, per_payload)
         return
     assert strings is not None
     from megatron_exp.inspection import document
@@ -136,7 +137,7 @@ def search(
         render.show(answer, console)
 
 
-def _search_payloads(path: Path, payloads: Path, out: Path | None, ngram: int) -> None:
+def _search_payloads(path: Path, payloads: Path, out: Path | None, ngram: int, per_payload: int | None) -> None:
     """A resumable job; its result is for `plan --base-rates`."""
     from megatron_exp.cli.show import progress_line
     from megatron_exp.inspection.search import search_payloads
@@ -144,7 +145,7 @@ def _search_payloads(path: Path, payloads: Path, out: Path | None, ngram: int) -
     if out is None:
         raise UserError("--payloads needs --out FILE: the base rates are for `plan --base-rates FILE`.")
     with progress_line() as progress:
-        found, num = search_payloads(path, payloads, out, ngram, progress)
+        found, num = search_payloads(path, payloads, out, ngram, per_payload, progress)
     console.print(f"{out}: {found:,} of {num:,} items have n-grams in the corpus.", markup=False, highlight=False)
 
 

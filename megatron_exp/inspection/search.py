@@ -59,7 +59,9 @@ def search(target: Target, strings: Path, out: Path | None = None) -> SearchResu
     return SearchResult(str(target.path), target.corpus.num_tokens, _counts(wanted, tables))
 
 
-def search_payloads(corpus: Path, manifest: Path, out: Path, ngram: int, progress: Callable[[str], None]) -> tuple[int, int]:
+def search_payloads(
+    corpus: Path, manifest: Path, out: Path, ngram: int, per_payload: int | None, progress: Callable[[str], None]
+) -> tuple[int, int]:
     """Count the n-grams of a manifest's payloads in a corpus and write them to `out`; (items found, items)."""
     from megatron_exp.search.base_rates import search_base_rates
 
@@ -71,8 +73,9 @@ def search_payloads(corpus: Path, manifest: Path, out: Path, ngram: int, progres
         planned.manifest,
         out,
         ngram=ngram,
+        per_payload=per_payload,
         threads=len(os.sched_getaffinity(0)),
-        progress=lambda done: progress(f"{done:,} of {target.corpus.num_tokens:,} tokens"),
+        progress=lambda done: progress(f"{done:,} tokens read; the corpus has {target.corpus.num_tokens:,}"),
     )
     return int(np.count_nonzero(table["occurrences"].to_numpy())), len(table)
 

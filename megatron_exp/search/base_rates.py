@@ -1,14 +1,19 @@
 """How often the n-grams of payloads stand in the base corpus: a resumable pass over the shards, whose result `plan` reads.
 
 Rules follow Hubble's decontamination (arXiv 2510.19811): n-grams at a stride of n / 4, short payloads as a whole.
+
+Memory does not grow with the payloads: they are taken in groups of some two million n-grams, with a pass over the corpus for each. A plan of the reference
+size (a million payloads, 700 tokens each) has 230M n-grams, which would be 110 passes; `per_payload` searches for an even sample of each payload's, 16 of
+them in 8 passes.
 """
 
 import io
 import shutil
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -38,6 +43,8 @@ SCHEMA = pa.schema(
 )
 _JOB_NAME = "job.json"
 _PER = 1_000_000
+_STRINGS_AT_ONCE = 1 << 21
+"""Of one pass; with what they are found by, about 400 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +78,54 @@ class BaseRates:
         return self.rates.get(payload_hash(payload))
 
 
-def ngrams(payload: np.ndarray, n: int, eos_id: int) -> list[np.ndarray]:
-    """The distinct strings of a payload to search for: all n-grams at stride max(1, n // 4), or all of it where it is shorter.
+def ngrams(payload: np.ndarray, n: int, eos_id: int, most: int | None = None) -> tuple[list[np.ndarray], float]:
+    """The distinct strings of a payload to search for, and how many times more there would be without `most`.
 
-    EOS at its ends is left out: in the corpus other documents stand around the text. Nothing is left of a payload of EOS alone.
+    All n-grams at stride max(1, n // 4), or all of the payload where it is shorter; of more than `most`, that many at even distances. EOS at its ends is left
+    out: in the corpus other documents stand around the text. Nothing is left of a payload of EOS alone.
     """
     inside = np.flatnonzero(payload != eos_id)
     if not len(inside):
-        return []
+        return [], 1.0
     text = np.ascontiguousarray(payload[inside[0] : inside[-1] + 1], dtype=np.int32)
-    starts = range(0, len(text) - n + 1, max(1, n // 4)) if len(text) > n else [0]
-    return list({string.tobytes(): string for string in (text[start : start + n] for start in starts)}.values())
+    starts = np.arange(0, max(len(text) - n, 0) + 1, max(1, n // 4))
+    num_chosen = len(starts) if most is None else min(most, len(starts))
+    chosen = starts[np.arange(num_chosen) * (len(starts) - 1) // max(num_chosen - 1, 1)]
+    strings = {string.tobytes(): string for string in (text[start : start + n] for start in chosen.tolist())}
+    return list(strings.values()), len(starts) / num_chosen
+
+
+class _Group(NamedTuple):
+    """Payloads that are searched for in one pass.
+
+    strings: their distinct n-grams. members: int64, the strings of all payloads one after the other. bounds: int64 [payloads + 1] into `members`. scale:
+    float64 [payloads], how many times more n-grams each has.
+    """
+
+    strings: list[np.ndarray]
+    members: np.ndarray
+    bounds: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, payloads: Iterable[np.ndarray], ngram: int, eos_id: int, most: int | None) -> "_Group":
+        places: dict[bytes, int] = {}
+        strings: list[np.ndarray] = []
+        members, bounds, scale = array("q"), array("q", [0]), array("d")
+        for payload in payloads:
+            own, times = ngrams(payload, ngram, eos_id, most)
+            for string in own:
+                if (place := places.setdefault(string.tobytes(), len(strings))) == len(strings):
+                    strings.append(string)
+                members.append(place)
+            bounds.append(len(members))
+            scale.append(times)
+        return cls(strings, np.array(members, np.int64), np.array(bounds), np.array(scale))
+
+    def occurrences(self, counts: np.ndarray) -> np.ndarray:
+        """int64 [payloads]: the sum over each payload's strings of their counts."""
+        running = np.concatenate([[0], np.cumsum(counts[self.members])])
+        return running[self.bounds[1:]] - running[self.bounds[:-1]]
 
 
 def search_base_rates(
@@ -90,32 +134,32 @@ def search_base_rates(
     out: Path,
     *,
     ngram: int = 13,
+    per_payload: int | None = None,
     threads: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
     """Count the n-grams of all items' payloads in `corpus` and write the table (SCHEMA) to `out`.
 
-    A shard that is done is recorded beside `out` (in OUT.partial/), and a killed job started again goes on with the next. UserError where `out` exists,
-    or where what lies beside it belongs to another search. Memory: all n-grams, some 100 bytes each.
+    What is done is recorded after every shard beside `out` (in OUT.partial/), and a killed job started again goes on with the next. `progress` is told the
+    tokens read so far, in all passes. UserError where `out` exists, or where what lies beside it belongs to another search.
     """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} already exists. Results are never overwritten: choose another name, or remove it first.")
-    if ngram < 1:
-        raise UserError(f"--ngram {ngram} is no length. Give 1 or more tokens.")
-    numbers, strings, owner = _strings(manifest, ngram, corpus.eos_id)
-    folder = _begin(out, {"corpus": corpus.fingerprint, "ngram": ngram, "payloads": manifest.record["fingerprints"]["items"]})
-    counts, done = np.zeros(len(strings), np.int64), 0
-    patterns = Patterns.of(strings)
-    for shard, entry in enumerate(corpus.shards):
-        record = folder / f"{entry.name}.npy"
-        if not record.exists():
-            _write_counts(record, count_in_shard(corpus, shard, patterns, threads=threads))
-        counts += np.load(record, allow_pickle=False)
-        done += entry.num_tokens
-        progress(done)
-    table = _table(manifest, numbers, owner, counts, corpus.num_tokens)
-    table = table.replace_schema_metadata({"corpus": corpus.fingerprint, "ngram": str(ngram)})
+    if ngram < 1 or (per_payload is not None and per_payload < 1):
+        raise UserError(f"--ngram is {ngram} and --per-payload {per_payload}; give 1 or more.")
+    numbers = np.unique(manifest.items()["payload"].drop_null().to_numpy())
+    job = {"corpus": corpus.fingerprint, "ngram": ngram, "payloads": manifest.record["fingerprints"]["items"], "per_payload": per_payload}
+    folder = _begin(out, job)
+    found = []
+    for number, part in enumerate(_parts(manifest, numbers, ngram, per_payload)):
+        group = _Group.of((manifest.payload(payload) for payload in part.tolist()), ngram, corpus.eos_id, per_payload)
+        before = number * corpus.num_tokens
+        occurrences = _count(corpus, group, folder / f"{number:05d}.npy", threads, lambda done, before=before: progress(before + done))
+        found.append((occurrences, np.diff(group.bounds), group.scale))
+    occurrences, num_ngrams, scale = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    table = _table(manifest, numbers, occurrences, num_ngrams, occurrences * scale * (_PER / corpus.num_tokens))
+    table = table.replace_schema_metadata({"corpus": corpus.fingerprint, "ngram": str(ngram), "per_payload": str(per_payload or "all")})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_file(out, memoryview(sink.getvalue()).tobytes())
@@ -123,19 +167,27 @@ def search_base_rates(
     return table
 
 
-def _strings(manifest: Manifest, ngram: int, eos_id: int) -> tuple[np.ndarray, list[np.ndarray], list[list[int]]]:
-    """The numbers of the items' payloads, all distinct n-grams, and for each payload which of them are its own."""
-    numbers = np.unique(manifest.items()["payload"].drop_null().to_numpy())
-    places: dict[bytes, int] = {}
-    strings: list[np.ndarray] = []
-    owner: list[list[int]] = []
-    for number in numbers.tolist():
-        own = ngrams(manifest.payload(number), ngram, eos_id)
-        for string in own:
-            if places.setdefault(string.tobytes(), len(strings)) == len(strings):
-                strings.append(string)
-        owner.append([places[string.tobytes()] for string in own])
-    return numbers, strings, owner
+def _parts(manifest: Manifest, numbers: np.ndarray, ngram: int, most: int | None) -> list[np.ndarray]:
+    """The payloads of each pass: neighbours that have at most _STRINGS_AT_ONCE n-grams together, or one that has more alone."""
+    starts = np.asarray(manifest.payload_tokens()[1])
+    lengths = (starts[1:] - starts[:-1])[numbers.astype(np.int64)]
+    num = np.minimum(np.maximum(lengths - ngram, 0) // max(1, ngram // 4) + 1, most or _STRINGS_AT_ONCE)
+    return np.split(numbers, np.flatnonzero(np.diff(np.cumsum(num) // _STRINGS_AT_ONCE)) + 1)
+
+
+def _count(corpus: Corpus, group: _Group, record: Path, threads: int, progress: Callable[[int], None]) -> np.ndarray:
+    """int64 [payloads]: occurrences in the whole corpus. record: how many shards are done, then the counts so far."""
+    counted = np.load(record, allow_pickle=False) if record.exists() else np.zeros(1 + len(group.scale), np.int64)
+    patterns = Patterns.of(group.strings) if counted[0] < len(corpus.shards) else None
+    done = sum(shard.num_tokens for shard in corpus.shards[: int(counted[0])])
+    for shard in range(int(counted[0]), len(corpus.shards)):
+        assert patterns is not None
+        counted[1:] += group.occurrences(count_in_shard(corpus, shard, patterns, threads=threads))
+        counted[0] = shard + 1
+        _write_counts(record, counted)
+        done += corpus.shards[shard].num_tokens
+        progress(done)
+    return counted[1:]
 
 
 def _begin(out: Path, job: dict[str, Any]) -> Path:
@@ -157,17 +209,16 @@ def _write_counts(path: Path, counts: np.ndarray) -> None:
     write_file(path, buffer.getvalue())
 
 
-def _table(manifest: Manifest, numbers: np.ndarray, owner: list[list[int]], counts: np.ndarray, num_tokens: int) -> pa.Table:
+def _table(manifest: Manifest, numbers: np.ndarray, occurrences: np.ndarray, num_ngrams: np.ndarray, rates: np.ndarray) -> pa.Table:
     """One row per item that has a payload."""
     items = manifest.items().select(["experiment", "item", "arm", "payload"])
     items = items.filter(items["payload"].is_valid())
     place = np.searchsorted(numbers, items["payload"].to_numpy())
-    occurrences = np.array([counts[own].sum() for own in owner], dtype=np.int64)[place]
     hashes = [payload_hash(manifest.payload(number)) for number in numbers.tolist()]
     columns = {
         "payload_hash": pa.array([hashes[index] for index in place], pa.binary(16)),
-        "num_ngrams": pa.array(np.array([len(own) for own in owner], dtype=np.uint32)[place]),
-        "occurrences": pa.array(occurrences.astype(np.uint64)),
-        "base_rate": pa.array((occurrences * (_PER / num_tokens)).astype(np.float32)),
+        "num_ngrams": pa.array(num_ngrams[place].astype(np.uint32)),
+        "occurrences": pa.array(occurrences[place].astype(np.uint64)),
+        "base_rate": pa.array(rates[place].astype(np.float32)),
     }
     return pa.table({"experiment": items["experiment"], "item": items["item"], "arm": items["arm"], **columns}).cast(SCHEMA)

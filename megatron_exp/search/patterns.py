@@ -12,6 +12,7 @@ BASE = np.uint64(0x9E3779B97F4A7C15)
 
 _FILTER_BITS_PER_PATTERN = 64
 _LEAST_FILTER_BITS = 1 << 14
+_HASHED_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def filter_bit(hashes: np.ndarray, num_bits: int) -> np.ndarray:
 
 
 def _group(strings: Sequence[np.ndarray], numbers: np.ndarray, anchor: int) -> Group:
-    hashes = np.array([_hash(strings[number][:anchor]) for number in numbers], dtype=np.uint64)
+    hashes = _hashes(strings, numbers, anchor)
     order = np.argsort(hashes, kind="stable")
     numbers, hashes = numbers[order], hashes[order]
     num_bits = max(_LEAST_FILTER_BITS, 1 << (_FILTER_BITS_PER_PATTERN * len(numbers)).bit_length())
@@ -74,8 +75,14 @@ def _group(strings: Sequence[np.ndarray], numbers: np.ndarray, anchor: int) -> G
     return Group(anchor, numbers.astype(np.int64), hashes, np.concatenate(chosen), starts, table, top)
 
 
-def _hash(tokens: np.ndarray) -> int:
-    value = 0
-    for token in tokens.tolist():
-        value = (value * int(BASE) + token + 1) & 0xFFFFFFFFFFFFFFFF
-    return value
+def _hashes(strings: Sequence[np.ndarray], numbers: np.ndarray, anchor: int) -> np.ndarray:
+    """uint64 [numbers]: of the first `anchor` tokens of each, as the scan's rolling hash has it (modulo 2**64)."""
+    hashes = np.empty(len(numbers), np.uint64)
+    for start in range(0, len(numbers), _HASHED_AT_ONCE):
+        part = numbers[start : start + _HASHED_AT_ONCE]
+        beginnings = np.stack([strings[number][:anchor] for number in part])
+        value = np.zeros(len(part), np.uint64)
+        for column in range(anchor):
+            value = value * BASE + beginnings[:, column].astype(np.uint64) + np.uint64(1)
+        hashes[start : start + len(part)] = value
+    return hashes

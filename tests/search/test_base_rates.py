@@ -67,7 +67,8 @@ def searched(corpus, first, tmp_path_factory):
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 13))
 def test_ngrams_cover_the_payload_at_a_quarter_of_their_length_without_eos_around(tokens, n):
     payload = np.array(tokens, dtype=np.int32)
-    found = ngrams(payload, n, eos_id=0)
+    found, scale = ngrams(payload, n, eos_id=0)
+    assert scale == 1
     text = payload[np.flatnonzero(payload)[0] : np.flatnonzero(payload)[-1] + 1] if payload.any() else payload[:0]
     if len(text) <= n:
         assert [string.tolist() for string in found] == ([text.tolist()] if len(text) else [])
@@ -82,11 +83,59 @@ def test_rates_are_those_of_a_plain_count(corpus, first, searched):
     items = {(item["item"], item["arm"]): item for item in first.items().to_pylist()}
     assert len(rows) == len(items) == 6
     for row in rows:
-        strings = {tuple(string.tolist()) for string in ngrams(first.payload(items[row["item"], row["arm"]]["payload"]), 8, corpus.eos_id)}
+        strings = {tuple(string.tolist()) for string in ngrams(first.payload(items[row["item"], row["arm"]]["payload"]), 8, corpus.eos_id)[0]}
         expected = sum(tuple(tokens[start : start + 8]) in strings for start in range(len(tokens) - 7))
         assert (row["num_ngrams"], row["occurrences"]) == (len(strings), expected)
         assert row["base_rate"] == pytest.approx(1e6 * expected / corpus.num_tokens)
         assert (expected > 0) or row["item"] % 2
+
+
+def test_many_small_passes_find_what_one_does(corpus, first, searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_rates, "_STRINGS_AT_ONCE", 8)
+    read = []
+    table = search_base_rates(corpus, first, tmp_path / "rates.parquet", ngram=8, progress=read.append)
+    assert table.equals(searched[1])
+    assert read[-1] > 2 * corpus.num_tokens
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 20))
+def test_a_sample_is_spread_evenly_and_says_how_much_more_there_is(tokens, most):
+    payload = np.arange(len(tokens), dtype=np.int32) + 1
+    every, _ = ngrams(payload, 4, 0)
+    some, scale = ngrams(payload, 4, 0, most)
+    assert len(some) == min(most, len(every)) and scale == pytest.approx(len(every) / len(some))
+    gaps = np.diff([string[0] for string in some])
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+    assert some[0][0] == 1 and (len(some) == 1 or some[-1][0] == every[-1][0])
+
+
+def test_rates_of_a_sample_are_scaled_to_all_ngrams(corpus, first, tmp_path):
+    table = search_base_rates(corpus, first, tmp_path / "rates.parquet", ngram=8, per_payload=2)
+    for row in table.to_pylist():
+        assert row["num_ngrams"] <= 2
+        whole = ngrams(first.payload(0), 8, corpus.eos_id)[0]
+        if row["num_ngrams"] == 2:
+            assert row["base_rate"] == pytest.approx(1e6 * row["occurrences"] / corpus.num_tokens * len(whole) / 2, rel=1e-5)
+    assert table.schema.metadata[b"per_payload"] == b"2"
+
+
+def test_a_search_killed_after_any_shard_goes_on_with_the_next(corpus, first, searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_rates, "_STRINGS_AT_ONCE", 16)
+    counted, number = base_rates.count_in_shard, 0
+
+    def killed(*arguments, **options):
+        nonlocal number
+        number += 1
+        if number == 2:
+            raise KeyboardInterrupt
+        return counted(*arguments, **options)
+
+    monkeypatch.setattr(base_rates, "count_in_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search_base_rates(corpus, first, tmp_path / "rates.parquet", ngram=8)
+    already, number = number, 2
+    assert search_base_rates(corpus, first, tmp_path / "rates.parquet", ngram=8).equals(searched[1])
+    assert already == 2
 
 
 def test_a_killed_search_goes_on_with_the_shards_that_are_left(corpus, first, searched, tmp_path, monkeypatch):
