@@ -16,6 +16,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 PROCESSES ?= 2
 OUT ?= quickstart
+SEED ?= 0
 
 # What is installed is named by setup.py and the choice of PyTorch: unchanged, nothing is installed again.
 INSTALLED := $(shell { cat setup.py; echo '$(TORCH) $(TORCH_INDEX_URL)'; } | cksum | cut -d ' ' -f 1)
@@ -27,10 +28,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Threads of tests are fixed: sums on CPU depend on their number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
-.PHONY: help quickstart test test-slow test-gpu lint bench bench-data clean
+.PHONY: help quickstart ten-small test test-slow test-gpu lint bench bench-data clean
 
 help:
 	@echo "make quickstart   the whole path on this machine's own text: corpus, manifest, twin, run, evaluation, report"
+	@echo "make ten-small    the same with all ten experiments (examples/ten-small.yaml); SEED=S, OUT=DIR"
 	@echo "make test         all tests that run everywhere in minutes"
 	@echo "make test-slow    the long ones (several processes, kill and resume, the quickstart itself)"
 	@echo "make test-gpu     those that need a CUDA device"
@@ -41,6 +43,9 @@ help:
 quickstart: $(if $(wildcard $(DEV)),$(DEV),$(RUN))
 	@echo "Installation took $$(cat $<) s."
 	$(BIN)/megatron-exp quickstart --out $(OUT) $(if $(MINUTES),--minutes $(MINUTES))
+
+ten-small: $(if $(wildcard $(DEV)),$(DEV),$(RUN))
+	$(BIN)/megatron-exp quickstart --config examples/ten-small.yaml --out $(if $(filter quickstart,$(OUT)),ten-small-$(SEED),$(OUT)) --seed $(SEED)
 
 test: $(DEV)
 	$(PYTEST) -m 'not slow and not gpu'

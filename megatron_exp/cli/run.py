@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from megatron_exp.cli.show import console, print_verdicts
+from megatron_exp.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -61,8 +62,11 @@ def _without_processes(arguments: list[str]) -> list[str]:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="RUN directory.")],
+    run: Annotated[Path | None, typer.Argument(help="RUN directory; none with --model.")] = None,
     against: Annotated[Path | None, typer.Option(help="The twin: a baseline RUN of the same manifest.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Score this Hugging Face directory instead of a run: described, not tested.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="With --model: the MANIFEST whose probes are asked.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --model: the directory to write.")] = None,
     steps: Annotated[str | None, typer.Option(help="States to score, comma-separated; default: the final one.")] = None,
     experiment: Annotated[list[str] | None, typer.Option(help="Only this experiment. Repeatable.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again even where results exist.")] = False,
@@ -70,11 +74,20 @@ def evaluate(
         Path | None, typer.Option(help="Hugging Face directory of a model that judges written text; default: the twin.")
     ] = None,
 ) -> None:
-    """Score the experiments against the manifest and write RUN/evals/."""
+    """Score the experiments of a run and write RUN/evals/; or let a Hugging Face model answer a manifest's probes."""
     from megatron_exp.evaluation import evaluate as go
+    from megatron_exp.evaluation import evaluate_model
 
-    states = [int(step) for step in steps.split(",")] if steps else None
-    directory = go(run, against=against, states=states, experiments=experiment or None, overwrite=overwrite, command=sys.argv, judge=judge)
+    shared: dict[str, Any] = {"experiments": experiment or None, "overwrite": overwrite, "command": sys.argv, "judge": judge}
+    if model is not None:
+        if run is not None or against is not None or steps is not None or manifest is None or out is None:
+            raise UserError("`eval --model HF_DIR` takes --manifest MANIFEST and --out DIR, and neither a run, --against nor --steps.")
+        directory = evaluate_model(model, manifest, out, **shared)
+    elif run is None:
+        raise UserError("`eval` needs a RUN directory, or --model HF_DIR with --manifest MANIFEST and --out DIR.")
+    else:
+        states = [int(step) for step in steps.split(",")] if steps else None
+        directory = go(run, against=against, states=states, **shared)
     print_verdicts(directory)
 
 

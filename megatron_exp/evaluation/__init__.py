@@ -4,3 +4,4 @@ subjects (run, twin or external reference) -> questions -> responses -> results 
 """
 
 from megatron_exp.evaluation.evaluate import evaluate as evaluate
+from megatron_exp.evaluation.external import evaluate_model as evaluate_model

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,6 +14,7 @@ from megatron_exp.evaluation.judging import without_judged
 from megatron_exp.evaluation.questions import Questions, questions
 from megatron_exp.evaluation.responses import live_responses, stamped, unanswered
 from megatron_exp.evaluation.subjects import Subject
+from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import PROBES
 from megatron_exp.model.build import LanguageModel, build_model
@@ -38,6 +40,7 @@ class Examiner:
     probes: pa.Table
     stream: Stream
     layout: Layout
+    units: Units | None = None
     _built: LanguageModel | None = None
 
     def ask(self, subject: Subject, final_states: list[int]) -> list[pa.Table]:
@@ -49,10 +52,21 @@ class Examiner:
             if state not in subject.checkpoints:
                 parts.append(unanswered(self.probes, rows, subject.label, state, f"the {subject.label} has no checkpoint of this state"))
                 continue
-            logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
-            answers = score_probes(Scorer(self.loaded(subject, state)), self.probes.take(pa.array(rows)), self.manifest, self.stream)
-            parts.append(stamped(answers, subject.label, state))
+            parts.append(self._unit(subject, state, rows))
         return parts
+
+    def _unit(self, subject: Subject, state: int, rows: np.ndarray) -> pa.Table:
+        """Answers of one model in one state: those of an evaluation that was killed, or new ones, which are kept."""
+        chosen = self.probes.take(pa.array(rows))
+        numbers = chosen["probe_id"].to_pylist()
+        if self.units and (kept := self.units.find(subject.label, state, numbers)) is not None:
+            logger.info("the %s in state %d has answered already", subject.label, state)
+            return kept
+        logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
+        answers = stamped(score_probes(Scorer(self.loaded(subject, state)), chosen, self.manifest, self.stream), subject.label, state)
+        if self.units:
+            self.units.keep(subject.label, state, numbers, answers)
+        return answers
 
     def _live(self, subject: Subject, asked: Questions) -> pa.Table:
         """What training recorded. Another manifest's records answer other questions, even where they carry the same names.

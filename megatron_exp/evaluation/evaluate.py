@@ -14,7 +14,8 @@ from megatron_exp.evaluation.asking import Examiner
 from megatron_exp.evaluation.judging import JUDGE, Judge, judged, open_judge
 from megatron_exp.evaluation.responses import responses_table
 from megatron_exp.evaluation.results import score_experiments
-from megatron_exp.evaluation.subjects import Subject, checked_states, open_reference, open_run
+from megatron_exp.evaluation.subjects import Subject, checked_names, checked_states, open_reference, open_run
+from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
@@ -54,7 +55,7 @@ def evaluate(
     run, manifest = open_run(run_dir)
     subjects = [run] if against is None else [run, open_reference(run, against)]
     wanted = checked_states(run, states)
-    names = _checked_names(manifest, experiments)
+    names = checked_names(manifest, experiments)
     inputs = output.inputs_record(manifest, subjects, wanted, names, judge)
     directory = output.evaluation_path(run.record.path, wanted[-1])
     if output.existing(directory, inputs, overwrite=overwrite):
@@ -62,35 +63,33 @@ def evaluate(
         return directory
     layout = start_parallel(ParallelConfig())
     try:
-        responses = _responses(manifest, subjects, wanted, names, layout, judge)
+        units = Units(directory, inputs, writes=layout.is_main)
+        responses = _responses(manifest, subjects, wanted, names, layout, judge, units)
         if layout.is_main:
             results = score_experiments(manifest, names, responses, wanted[-1])
             record = output.results_record(manifest, subjects, inputs, responses, results, command)
             output.write_evaluation(directory, record, responses, results)
+            units.remove()
         layout.barrier()
     finally:
         layout.stop()
     return directory
 
 
-def _checked_names(manifest: Manifest, experiments: Sequence[str] | None) -> list[str]:
-    """The experiments wanted, in the manifest's order."""
-    unknown = sorted(set(experiments or ()) - set(manifest.experiments))
-    if unknown:
-        raise UserError(
-            f"The manifest {manifest.path} has no experiment {', '.join(unknown)}; it has {', '.join(manifest.experiments) or 'none'}."
-        )
-    return [name for name in manifest.experiments if experiments is None or name in experiments]
-
-
 def _responses(
-    manifest: Manifest, subjects: Sequence[Subject], states: list[int], names: Sequence[str], layout: Layout, judge: Path | None
+    manifest: Manifest,
+    subjects: Sequence[Subject],
+    states: list[int],
+    names: Sequence[str],
+    layout: Layout,
+    judge: Path | None,
+    units: Units,
 ) -> pa.Table:
     corpus = Corpus.open(manifest.corpus_path)
     manifest.check_corpus(corpus)
     probes = manifest.probes()
     probes = probes.filter(pc.is_in(probes["experiment"].cast(pa.string()), value_set=pa.array(names, pa.string())))
-    examiner = Examiner(manifest, probes, manifest.open_stream(corpus), layout)
+    examiner = Examiner(manifest, probes, manifest.open_stream(corpus), layout, units)
     parts: list[pa.Table] = []
     for subject in subjects:
         newest = subject.newest

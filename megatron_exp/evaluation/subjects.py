@@ -1,6 +1,6 @@
 """Which models are evaluated: the run, and what it is held against."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -70,3 +70,13 @@ def checked_states(run: Subject, states: list[int] | None) -> list[int]:
             f"{run.record.num_steps}). Finish training, or choose among the existing states with --steps."
         )
     return wanted
+
+
+def checked_names(manifest: Manifest, experiments: Sequence[str] | None) -> list[str]:
+    """The experiments wanted, in the manifest's order."""
+    unknown = sorted(set(experiments or ()) - set(manifest.experiments))
+    if unknown:
+        raise UserError(
+            f"The manifest {manifest.path} has no experiment {', '.join(unknown)}; it has {', '.join(manifest.experiments) or 'none'}."
+        )
+    return [name for name in manifest.experiments if experiments is None or name in experiments]

@@ -24,7 +24,14 @@ class HuggingFaceScorer(BatchedScorer):
         self._model = model.eval().requires_grad_(False)
 
     @classmethod
-    def open(cls, name: str, revision: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "HuggingFaceScorer":
+    def open(
+        cls,
+        name: str,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        noise_dtype: torch.dtype = torch.bfloat16,
+    ) -> "HuggingFaceScorer":
         """Load a local directory, or a hub name at a pinned revision; only safetensors weights, and no code of the repository, are read.
 
         Raises UserError where transformers is not installed or the model cannot be read.
@@ -43,7 +50,7 @@ class HuggingFaceScorer(BatchedScorer):
             raise UserError(
                 f"The Hugging Face model {name} cannot be loaded ({error}). Give a directory with config.json and safetensors weights, or a hub name."
             ) from error
-        return cls(model.to(device))  # type: ignore[arg-type]
+        return cls(model.to(device), noise_dtype)  # type: ignore[arg-type]
 
     def _token_scores(self, tokens: np.ndarray) -> TokenScores:
         labels = self._tensor(tokens[:, 1:])
