@@ -3,9 +3,10 @@
 Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N]
 
 Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation,
-checkpoints and decisions of controllers are left out of the steps and listed. Two figures without other processes' waiting in them:
-`cpu_share`, CPU seconds of all hooks and of reading data for each CPU second of a bare step (each in one thread), and `cpu_over_bare`, CPU
-seconds of this whole process in the trainer's steps over those in the bare loop's. On a GPU the denominators are wall time and the second is left out.
+checkpoints and decisions of controllers are left out of the steps and listed (`longest_step`: what one of them takes).
+Two figures without other processes' waiting in them: `cpu_share`, CPU seconds of all hooks and of reading data for each CPU second of a bare
+step (each in one thread), and `cpu_over_bare` (`_plain`), CPU seconds of this process in the trainer's steps over those in the rival's. On a GPU
+the denominator is wall time and the second is left out.
 """
 
 import argparse
@@ -235,7 +236,7 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
         "trainer_over_bare": ratios(seconds["trainer"], seconds["bare"]),
         "goal_trainer_over_bare": 1.02,
         **({"trainer_over_plain": ratios(seconds["trainer"], seconds["plain"]), "goal_trainer_over_plain": 1.1} if "plain" in seconds else {}),
-        **({} if on_gpu else {"cpu_over_bare": ratios(pacer.cpu_seconds["trainer"], pacer.cpu_seconds["bare"])}),
+        **({} if on_gpu else {f"cpu_over_{name}": ratios(pacer.cpu_seconds["trainer"], values) for name, values in rivals_of(pacer).items()}),
         "cpu_share": round((sum(cost.cpu_seconds for cost in always.values()) + reading) / bare_total, 4),
         "cpu_share_of": {"reading": round(reading / bare_total, 4)} | {name: round(cost.cpu_seconds / bare_total, 4) for name, cost in always.items()},
         "waiting_for_data": round(pacer.wait / sum(pacer.seconds["trainer"]), 4),
@@ -245,6 +246,11 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
         "device": str(run.layout.device),
         "threads": run.layout.threads,
     }
+
+
+def rivals_of(pacer: Pacer) -> dict[str, list[float]]:
+    """CPU seconds of each rival's blocks."""
+    return {name: values for name, values in pacer.cpu_seconds.items() if name != "trainer"}
 
 
 def main() -> None:
