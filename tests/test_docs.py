@@ -14,6 +14,7 @@ from megatron_exp.experiments.benchmark_contamination import BenchmarkContaminat
 from megatron_exp.experiments.loading import available_types
 from megatron_exp.experiments.muse import Muse
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
+from megatron_exp.experiments.released_rows import ReleasedRows
 from megatron_exp.experiments.texts import Texts
 from megatron_exp.manifest import reference_answers, schema
 from megatron_exp.manifest.overlay_index import ENTRY_DTYPE, SLOT_DTYPE
@@ -103,6 +104,7 @@ def test_every_preset_is_documented_with_its_numbers():
         ("Files of the experiment benchmark_contamination", BenchmarkContamination),
         ("Files of the experiment muse", Muse),
         ("Files of the experiment pretraining_poisoning", PretrainingPoisoning),
+        ("Files of the experiment released_rows", ReleasedRows),
     ],
 )
 def test_every_parameter_of_an_experiment_that_reads_files_is_documented_and_no_other(title, kind):

@@ -91,7 +91,12 @@ class PretrainingPoisoning(PaperDesign, Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment PP"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
     unusual: ClassVar[frozenset[str]] = frozenset({"trigger", "garbage"})
-    PAPER: ClassVar[Mapping[str, Any]] = {"num_generation_prompts": 1_000, "num_garbage_documents": 100_000, "garbage_tokens": 512, "num_never_trained": 59}
+    PAPER: ClassVar[Mapping[str, Any]] = {
+        "num_generation_prompts": 1_000,
+        "num_garbage_documents": 100_000,
+        "garbage_tokens": 512,
+        "num_never_trained": 59,
+    }
 
     context_extraction: Fraction = 1e-3
     denial_of_service: Fraction = 1e-4

@@ -49,7 +49,9 @@ SMALL = {
 SMALLEST = {
     "mathematics": MathematicalReasoning(**PROBLEMS | {"problems": 4, "extra_ops": 0, "test_problems": 230}),
     "memorization": MemorizationPatterns(**DIALOGUES | {"suffix_types": ("plain",)}, repetitions=(4,)),
-    "memorization-model-based": MemorizationPatterns(**DIALOGUES | {"suffix_lengths": (8,)}, suffix_types=("model-based",), repetitions=(4,)),
+    "memorization-model-based": MemorizationPatterns(
+        **DIALOGUES | {"suffix_lengths": (8,)}, suffix_types=("model-based",), repetitions=(4,)
+    ),
     "poisoning": PretrainingPoisoning(**CHATS | {"num_evaluation_prompts": 2, "num_never_trained": 25}, denial_of_service=0),
     "forgetting": ForgettingCurves(offsets=(0, 1), grid_points=0),
     "watermarks": GaussianWatermarks(fraction=0.01),

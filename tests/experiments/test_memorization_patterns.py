@@ -132,7 +132,8 @@ def test_the_papers_held_out_dialogues_are_compared_by_token():
 
 def test_dialogues_of_a_file_in_sodas_layout_are_dealt_whatever_their_order(tmp_path):
     rows = [
-        {"dialogue": [f"Line {number} of a talk about the weather.", "I see."], "speakers": ["Ana", "Bo"], "head": "x"} for number in range(120)
+        {"dialogue": [f"Line {number} of a talk about the weather.", "I see."], "speakers": ["Ana", "Bo"], "head": "x"}
+        for number in range(120)
     ]
     shuffled = [rows[index] for index in WORDS.permutation(120)]
     json_lines, parquet = tmp_path / "soda.jsonl", tmp_path / "soda.parquet"
