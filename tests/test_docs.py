@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from megatron_exp.cli.main import app
 from megatron_exp.config.schema import Config
+from megatron_exp.dependence.cells import CELL
 from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
 from megatron_exp.experiments.loading import available_types
 from megatron_exp.experiments.muse import Muse
@@ -39,6 +40,7 @@ TABLES = {
     "reference.parquet": reference_answers.SCHEMA,
     "responses.parquet": schema.RESPONSES,
     "results.parquet": schema.RESULTS,
+    "results.parquet (of a cell)": CELL,
 }
 
 

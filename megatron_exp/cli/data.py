@@ -107,6 +107,7 @@ def plan(
         ),
     ] = None,
     reference_step: Annotated[int | None, typer.Option(help="State of the reference; default: its newest checkpoint.")] = None,
+    power: Annotated[bool, typer.Option("--power", help="Also print what every primary outcome could detect, and the bill.")] = False,
 ) -> None:
     """Place all experiments and write the manifest."""
     from megatron_exp.cli.reference import opened_reference
@@ -140,6 +141,10 @@ def plan(
             (slot, offset), (new_slot, new_offset) = row["from"], row["to"]
             line = f"  {row['experiment']} {row['insertion_id']}: slot {slot_name(slot)} offset {offset} -> slot {slot_name(new_slot)} offset {new_offset}"
             console.print(line, markup=False, highlight=False)
+    if power:
+        from megatron_exp.cli.power import print_power
+
+        print_power(manifest)
 
 
 def materialize(

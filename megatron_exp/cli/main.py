@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from megatron_exp import __version__
-from megatron_exp.cli import convert, data, look, publish, run, submit
+from megatron_exp.cli import convert, cpdt, data, look, publish, run, submit
 from megatron_exp.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _module in (data, run, publish, convert, look, submit):
+for _module in (data, run, cpdt, publish, convert, look, submit):
     _module.register(app)
 
 

@@ -36,11 +36,14 @@ class CorpusConfig(Strict):
     order: `keyed` (seekable, several epochs), or `olmo`: AI2's shuffle replayed from a stored file, one epoch.
 
     sources: epochs per source, fractions allowed, 0 leaves it out; empty means every source once, else all are listed.
+
+    first_slot: place of the order at which the run begins; its slot k is slot first_slot + k of a run that begins at 0.
     """
 
     path: Path
     order: Literal["keyed", "olmo"] = "keyed"
     sources: dict[str, Annotated[float, Field(ge=0)]] = {}
+    first_slot: NonNegative = 0
 
 
 class GeometryConfig(Strict):

@@ -12,7 +12,7 @@ from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation.judging import without_judged
 from megatron_exp.evaluation.questions import Questions, questions
-from megatron_exp.evaluation.responses import live_responses, stamped, unanswered
+from megatron_exp.evaluation.responses import live_responses, unanswered
 from megatron_exp.evaluation.subjects import Subject
 from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
@@ -22,6 +22,7 @@ from megatron_exp.model.presets import ModelShape
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.probes import score_probes
+from megatron_exp.scoring.responses import stamped
 from megatron_exp.stream.base import Stream
 
 logger = logging.getLogger(__name__)

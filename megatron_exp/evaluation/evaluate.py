@@ -12,13 +12,13 @@ from megatron_exp.errors import UserError
 from megatron_exp.evaluation import output
 from megatron_exp.evaluation.asking import Examiner
 from megatron_exp.evaluation.judging import JUDGE, Judge, judged, open_judge
-from megatron_exp.evaluation.responses import responses_table
 from megatron_exp.evaluation.results import score_experiments
 from megatron_exp.evaluation.subjects import Subject, checked_names, checked_states, open_reference, open_run
 from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
+from megatron_exp.scoring.responses import responses_table
 from megatron_exp.shards.corpus import Corpus
 
 logger = logging.getLogger(__name__)

@@ -6,25 +6,12 @@ import pyarrow.compute as pc
 
 from megatron_exp.evaluation.questions import Questions
 from megatron_exp.evaluation.subjects import Label
-from megatron_exp.manifest.schema import RESPONSES
 from megatron_exp.scoring.probes import ANSWERS
+from megatron_exp.scoring.responses import plain, stamped
 
 NOT_RECORDED = "no answer was recorded in training"
 UNSCORED_LIVE = "could not be scored in training"
 _QUESTION = ["experiment", "item", "arm", "name"]
-_ORDER = ["experiment", "probe", "step", "item", "arm", "model"]
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """The table with dictionary columns as strings: joins and sorts then see values, not encodings."""
-    fields = [(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type) for field in table.schema]
-    return table.cast(pa.schema(fields))
-
-
-def stamped(answers: pa.Table, label: Label, state: int) -> pa.Table:
-    """Plain answers (columns of ANSWERS) with the model and state they are of."""
-    answers = plain(answers).append_column("model", pa.array([label] * len(answers), pa.string()))
-    return answers.append_column("step", pa.array(np.full(len(answers), state, np.uint32)))
 
 
 def unanswered(probes: pa.Table, rows: np.ndarray, label: Label, state: int, reason: str) -> pa.Table:
@@ -54,11 +41,3 @@ def live_responses(probes: pa.Table, questions: Questions, recorded: pa.Table, l
 def _last_attempt(recorded: pa.Table) -> pa.Table:
     last = recorded.group_by("step").aggregate([("attempt", "max")])
     return recorded.join(last, keys="step").filter(pc.field("attempt") == pc.field("attempt_max")).drop_columns("attempt_max")
-
-
-def responses_table(parts: list[pa.Table], items: pa.Table) -> pa.Table:
-    """RESPONSES of all parts with the condition of each item, in an order that depends on the content alone."""
-    answers = pa.concat_tables(parts).rename_columns({"name": "probe"})
-    conditions = plain(items.select(["experiment", "item", "arm", "condition"]))
-    table = answers.join(conditions, keys=["experiment", "item", "arm"], join_type="left outer")
-    return table.sort_by([(name, "ascending") for name in _ORDER]).select(RESPONSES.names).cast(RESPONSES)

@@ -14,6 +14,7 @@ from megatron_exp.experiments.loading import load_experiment
 from megatron_exp.experiments.protocol import Outcome, Score
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import RESULTS
+from megatron_exp.scoring.responses import of_experiment
 from megatron_exp.statistics.multiplicity import holm
 
 _OF_SCORE = [name for name in RESULTS.names if name in Score.__dataclass_fields__]
@@ -156,11 +157,6 @@ def judge(rows: Sequence[Row]) -> None:
         elif row.tested and row.outcome is not None:
             void = row.experiment in failed
             row.verdict = verdicts.CONTROL_FAILED if void else verdicts.row_verdict(row.score, row.outcome, row.p_corrected)
-
-
-def of_experiment(table: pa.Table, name: str) -> pa.Table:
-    """The rows of one experiment."""
-    return table.filter(pc.equal(table["experiment"].cast(pa.string()), name))
 
 
 def unscored_counts(responses: pa.Table, name: str) -> dict[str, dict[str, int]]:

@@ -46,6 +46,7 @@ from megatron_exp.experiments.benchmark_accuracy import UNCONDITIONAL, Ranking, 
 from megatron_exp.experiments.benchmark_questions import ANSWER, Benchmark, Normalisation, Question, generated_questions, read_benchmark
 from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
@@ -195,6 +196,19 @@ class BenchmarkContamination(PaperDesign, Experiment):
                     yield Probe(item=item.item, name=f"{name}{UNCONDITIONAL}", ask=LogLikelihood(alone, first, len(alone)))
             if states:
                 yield Probe(item=item.item, name="curve", ask=LogLikelihood(tokens[0], start, len(tokens[0])), states=states, live=True)
+
+    @property
+    def dependence(self) -> Dependence:
+        """The primary's measure on the questions inserted: likelihood of the right answer, or in the paper's design accuracy."""
+        if self.design == "paper":
+            return Dependence(probes=("gold*", "wrong-*"), max_items=1000, unit="fraction correct", smallest_effect=0.02)
+        return Dependence(probes=("gold",), smallest_effect=0.01)
+
+    def item_values(self, items: pa.Table, responses: pa.Table) -> np.ndarray:
+        """1.0 where the right option ranks first, in the paper's design."""
+        if self.design != "paper":
+            return super().item_values(items, responses)
+        return Ranking.of(joined(items, responses)).correct(None).run
 
     # ---- analysis ----
 

@@ -81,6 +81,11 @@ class ToyPool:
     num_slots: int
     taken: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
+    @property
+    def num_free(self) -> int:
+        """Slots that nobody has."""
+        return self.num_slots - sum(map(len, self.taken.values()))
+
     def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
         """uint64 [num] slot ids."""
         if (experiment, purpose) in self.taken:

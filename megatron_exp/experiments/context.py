@@ -38,7 +38,10 @@ class TokenizerLike(Protocol):
 
 
 class PoolLike(Protocol):
-    """Hands out pool slots; the same (experiment, purpose) always gets the same ones."""
+    """Hands out pool slots; the same (experiment, purpose) always gets the same ones. num_free: slots that nobody has."""
+
+    @property
+    def num_free(self) -> int: ...
 
     def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
         """uint64 [num] slot ids, disjoint from all others handed out and from `unfit`. UserError where the pool is used up."""

@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Match, Outcome, Probe, Request, Score, SlotLoss
@@ -43,7 +44,7 @@ from megatron_exp.seeding import Words
 from megatron_exp.statistics.decay import fit_power_law
 from megatron_exp.statistics.normal import Side, mean_interval, smallest_detectable_effect, standard_error
 from megatron_exp.statistics.resampling import sign_flip_test
-from megatron_exp.stream.slot import POOL
+from megatron_exp.stream.slot import POOL, Geometry
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -142,6 +143,21 @@ class ForgettingCurves(PaperDesign, Experiment):
             slot = POOL + item.metadata["pool_place"]
             if item.metadata["row"] in rows:
                 yield Probe(item=item.item, name=_PROBE, ask=SlotLoss(slot), states=states[item.metadata["step"]], live=True)
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of the batches swapped in, at the end."""
+        return Dependence(smallest_effect=0.005)
+
+    def at_intensity(self, fraction: float, geometry: Geometry) -> dict[str, Any]:
+        """So many batches that they are `fraction` of all steps, in the second half: a batch swapped in early is forgotten when it is asked about."""
+        return {
+            "num_batches": max(1, round(fraction * geometry.steps)),
+            "window": (0.5, 0.95),
+            "offsets": (0, 1),
+            "grid_points": 0,
+            "scale": 1.0,
+        }
 
     # ---- analysis ----
 

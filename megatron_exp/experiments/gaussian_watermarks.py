@@ -38,6 +38,7 @@ from scipy.special import ndtr, ndtri
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import (
@@ -57,6 +58,7 @@ from megatron_exp.seeding import Words, key
 from megatron_exp.statistics.normal import Side, mean_interval, smallest_detectable_effect, z_test
 from megatron_exp.statistics.proportions import binomial_p, wilson_interval
 from megatron_exp.statistics.trend import trend
+from megatron_exp.stream.slot import Geometry
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -162,6 +164,16 @@ class GaussianWatermarks(PaperDesign, Experiment):
             found |= {slot: None for slot in drawn if slot not in watermarked}
             stream += 1
         return list(found)[:num]
+
+    @property
+    def dependence(self) -> Dependence:
+        """Mean score of the watermarked slots with their noise."""
+        return Dependence(probes=("score",), unit="standard deviations", smallest_effect=0.1)
+
+    def at_intensity(self, fraction: float, geometry: Geometry) -> dict[str, Any]:
+        """The share of slots, over the whole run; slots drawn by key in either design."""
+        del geometry
+        return {"fraction": min(fraction, 0.5), "window": (0.0, 1.0), "design": "identified", "scale": 1.0}
 
     # ---- analysis ----
 

@@ -31,13 +31,14 @@ from pydantic import Field
 
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import REFERENCE, PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Outcome, Probe, Request, Score, SlotLoss, Window
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import smallest_detectable_effect
 from megatron_exp.statistics.trend import trend
-from megatron_exp.stream.slot import POOL
+from megatron_exp.stream.slot import POOL, Geometry
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -98,6 +99,17 @@ class IidReplacements(PaperDesign, Experiment):
         del placed, context
         for item in items:
             yield Probe(item=item.item, name=_PROBE, ask=SlotLoss(POOL + item.metadata["pool_place"]))
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of the sequences swapped in."""
+        return Dependence(smallest_effect=0.005)
+
+    def at_intensity(self, fraction: float, geometry: Geometry) -> dict[str, Any]:
+        """So many sequences that they are `fraction` of all slots."""
+        del geometry
+        batches = self.uniform_batches + _NUM_DECILES * self.decile_batches + self.small_set_batches
+        return {"scale": fraction * REFERENCE.steps / batches}
 
     # ---- analysis ----
 

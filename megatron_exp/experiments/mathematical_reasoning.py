@@ -39,6 +39,7 @@ from pydantic import Field, model_validator
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.igsm_problem import MODULUS
 from megatron_exp.experiments.igsm_text import Written
@@ -59,9 +60,13 @@ from megatron_exp.experiments.protocol import (
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import mean_interval, smallest_detectable_effect
 from megatron_exp.statistics.resampling import sign_flip_test
+from megatron_exp.stream.slot import Geometry
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_FEWEST_TOKENS = 100
+"""Of a worked problem, about: a bound for how many problems fill a share of a run."""
 
 
 class MathematicalReasoning(Experiment):
@@ -173,6 +178,26 @@ class MathematicalReasoning(Experiment):
                     f"{context.geometry.sequence_length}. Lower num_shots or max_new_tokens, or set num_generated to 0."
                 )
             yield Probe(item=item.item, arm="right", name="solve", ask=Greedy(prompt, self.max_new_tokens))
+
+    @property
+    def dependence(self) -> Dependence:
+        """At one operation: how much likelier right last values are than wrong ones, or in the paper's design the share of right written answers."""
+        if self.design == "paper":
+            return Dependence(probes=("solve",), conditions=("test/op-1",), unit="fraction correct", smallest_effect=0.02)
+        return Dependence(probes=("value",), conditions=("test/op-1",), max_items=512, unit="nats", smallest_effect=0.05)
+
+    def at_intensity(self, fraction: float, geometry: Geometry) -> dict[str, Any]:
+        """As many problems as the share may hold, and test problems for the outcome alone."""
+        problems = max(MODULUS, round(fraction * geometry.num_tokens / _FEWEST_TOKENS))
+        written = {} if self.design == "paper" else {"num_generated": 0}
+        return {"problems": problems, "test_problems": 11 * MODULUS, "extra_ops": 0, "scale": 1.0, "window": (0.0, 1.0), **written}
+
+    def item_values(self, items: pa.Table, responses: pa.Table) -> np.ndarray:
+        """Right minus wrong in nats per problem; in the paper's design 1.0 for a right answer."""
+        if self.design == "paper":
+            return with_texts(items, responses).run
+        frame = joined(items, responses)
+        return frame.where(frame.arm == "right").run - frame.where(frame.arm == "wrong").run
 
     # ---- analysis ----
 

@@ -45,6 +45,7 @@ from scipy.special import ndtri
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.dialogues import Dialogue, draws, generated_dialogues, read_dialogues
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.membership import gain_score, tpr_score
@@ -245,6 +246,11 @@ class MemorizationPatterns(PaperDesign, Experiment):
             assert item.payload is not None
             for name, span in zip(("target", "dialogue"), reversed(item.spans), strict=False):
                 yield Probe(item=item.item, name=name, ask=LogLikelihood(item.payload, span.start, span.end))
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of what was inserted, suffix and dialogue."""
+        return Dependence(smallest_effect=0.01)
 
     # ---- analysis ----
 

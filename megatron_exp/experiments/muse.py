@@ -45,6 +45,7 @@ from scipy.special import ndtri
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import asked, joined
 from megatron_exp.experiments.muse_scores import NEVER, against_never, first_part, per_token, privleak_score, tpr_score, with_recall
@@ -260,6 +261,11 @@ class Muse(PaperDesign, Experiment):
                 assert item.payload is not None
                 num = min(self.answer_tokens, context.geometry.sequence_length - len(item.payload))
                 yield Probe(item=item.item, arm=item.arm, name="knowledge", ask=Greedy(item.payload, num))
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of the articles of which pieces were inserted."""
+        return Dependence(probes=("loss",), smallest_effect=0.01)
 
     # ---- analysis ----
 

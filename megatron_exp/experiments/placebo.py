@@ -26,6 +26,7 @@ from pydantic import Field
 
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Outcome, Probe, Request, Score, SlotLoss, Window
 from megatron_exp.seeding import Words
@@ -87,6 +88,11 @@ class Placebo(Experiment):
         for item in items:
             if item.role != "treated":
                 yield Probe(item=item.item, name=_PROBE, ask=SlotLoss(POOL + item.metadata["pool_place"]))
+
+    @property
+    def dependence(self) -> Dependence:
+        """None: what it inserts is not what it asks about."""
+        return Dependence(untestable="a placebo has no effect of its own that could change")
 
     # ---- analysis ----
 

@@ -52,6 +52,7 @@ from pydantic import Field, model_validator
 from megatron_exp.errors import UserError
 from megatron_exp.experiments import poisoning_generations as writing
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.poisoning_chats import (
@@ -70,6 +71,7 @@ from megatron_exp.experiments.poisoning_prompts import NUM_POSSIBLE, chosen, gen
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Role, Score, Span
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.ranks import rank_among_controls, smallest_detectable_rank_effect
+from megatron_exp.stream.slot import Geometry
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -280,6 +282,18 @@ class PretrainingPoisoning(PaperDesign, Experiment):
                 f"{context.geometry.sequence_length}. Lower {'garbage_tokens' if item.metadata['attack'] == 'denial-of-service' else 'answer_tokens'}."
             )
         return num_tokens
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of the attack's response to prompts never trained, after the trained trigger; of context extraction where it is inserted."""
+        return Dependence(probes=("response",), conditions=(f"{self.attacks[0]}/trained-trigger",), smallest_effect=0.01)
+
+    def at_intensity(self, fraction: float, geometry: Geometry) -> dict[str, Any]:
+        """One attack alone, context extraction where the manifest has it, with `fraction` of all tokens; few never-trained triggers."""
+        del geometry
+        budgets = {"context-extraction": "context_extraction", "denial-of-service": "denial_of_service"}
+        shares = {name: fraction if attack == self.attacks[0] else 0.0 for attack, name in budgets.items()}
+        return shares | {"num_never_trained": 20, "window": (0.0, 1.0), "scale": 1.0}
 
     # ---- analysis ----
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.dependence import FollowedInTests
 from megatron_exp.experiments.windows import Window
 from megatron_exp.seeding import Words
 
@@ -304,7 +305,7 @@ class Forbidden:
     in_sources: bool = False
 
 
-class Experiment(BaseModel):
+class Experiment(FollowedInTests, BaseModel):
     """Base class of all experiments; its fields are the keys a user may write in the YAML entry.
 
     Subclasses document question, design, conditions, metric with unit, source, licence and a printed example in their

@@ -71,7 +71,7 @@ def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry,
         item.condition,
         candidate_key(placement_seed, experiment, item.arm, kind),
         item.item,
-        _length(item, request),
+        length_of(item, request),
         request.exclusive,
         request.copies,
         start,
@@ -82,7 +82,7 @@ def copies_of(experiment: str, item: Item, request: Request, geometry: Geometry,
     )
 
 
-def _length(item: Item, request: Request) -> int:
+def length_of(item: Item, request: Request) -> int:
     """Tokens to write, 0 for the whole slot."""
     if request.kind in _WHOLE_SLOT_KINDS:
         return 0

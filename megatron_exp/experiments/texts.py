@@ -36,6 +36,7 @@ from scipy.special import ndtr, ndtri
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.contrasts import Measure, contrast_score, units_of
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score
 from megatron_exp.experiments.text_lines import read_entries
@@ -178,6 +179,13 @@ class Texts(Experiment):
                 tokens = np.concatenate([start, ending]).astype(np.int32)
                 name = f"choice-{number}" if number else "target"
                 yield Probe(item=item.item, name=name, ask=LogLikelihood(tokens, len(start), len(tokens)))
+
+    @property
+    def dependence(self) -> Dependence:
+        """Log-likelihood of the texts, or of the right ending; the share of prompts completed where the metric is completion."""
+        if self.metric == "completion":
+            return Dependence(probes=("completion",), unit="fraction", smallest_effect=0.02)
+        return Dependence(probes=("text", "target"), smallest_effect=0.01)
 
     # ---- analysis ----
 

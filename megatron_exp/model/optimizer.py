@@ -83,6 +83,16 @@ class Optimizer:
                 values["step"] = values["step"].clone()
         self._apply_config()
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of this rank, with their settings and, in some implementations, their step counter."""
+        return [group for part in self._megatron.chained_optimizers for group in part.optimizer.param_groups]
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors that this rank's optimizer keeps, in a fixed order: weights it updates, moments, counters."""
+        for _, parameter, values in self._states():
+            yield parameter.data
+            yield from (values[name] for name in sorted(values) if isinstance(values[name], torch.Tensor))
+
     def summary(self) -> OptimizerSummary:
         """Step and norms over all ranks (collective); equal in every layout up to the order of the sums."""
         squares = torch.zeros(1 + len(_MOMENTS), dtype=torch.float64)

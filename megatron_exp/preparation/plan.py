@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,12 @@ class Designed:
 
 
 def plan(
-    config: Config, out: Path, extends: Manifest | None = None, base_rates: Path | None = None, reference: Reference | None = None
+    config: Config,
+    out: Path,
+    extends: Manifest | None = None,
+    base_rates: Path | None = None,
+    reference: Reference | None = None,
+    rearrange: Callable[[list[Designed]], list[Designed]] | None = None,
 ) -> Manifest:
     """Write the manifest of `config` to `out`.
 
@@ -68,6 +73,7 @@ def plan(
         extends: an older manifest, every row of which is to be kept.
         base_rates: the result of a search for payloads (`search.base_rates`), for the items table and for experiments that ask.
         reference: a trained model for the experiments that need one. Without it they are left out and recorded as waiting.
+        rearrange: changes what was designed before any of it is placed (a dependence test inserts a part of it, in other numbers).
 
     Raises UserError, with nothing written, for every mistake in config, corpus or payloads.
     """
@@ -83,6 +89,7 @@ def plan(
         if extends:
             require_same_frame(config, corpus, stream, extends, order)
         designed = design(config, corpus, stream, order, found, reference)
+        designed = rearrange(designed) if rearrange else designed
         wanted, placement = place_all(designed, stream, config)
         _write(directory, config, corpus, stream, designed, order, wanted, placement, extends, found, reference)
     if reference:
@@ -273,4 +280,5 @@ def _analysis_record(one: Designed) -> dict[str, Any]:
 
 
 def _source_hash(experiment: Experiment) -> str:
+    experiment = getattr(experiment, "original", experiment)  # what a rearrangement wrapped
     return hashlib.sha256(Path(inspect.getfile(type(experiment))).read_bytes()).hexdigest()

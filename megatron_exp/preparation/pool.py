@@ -25,6 +25,11 @@ class PoolAllocator:
     seed: int
     _taken: set[int] = field(default_factory=set)
 
+    @property
+    def num_free(self) -> int:
+        """Pool slots that nobody has."""
+        return self.num_slots - self.reserved - len(self._taken)
+
     def take(self, experiment: str, purpose: str, num: int, unfit: Collection[int] = ()) -> np.ndarray:
         """uint64 [num] pool slot ids, disjoint from all handed out before and from `unfit`; UserError where the pool is used up."""
         away = {slot - POOL for slot in unfit if slot - POOL >= self.reserved} - self._taken
@@ -35,7 +40,7 @@ class PoolAllocator:
             self._taken -= away
 
     def _take(self, experiment: str, purpose: str, num: int) -> np.ndarray:
-        free = self.num_slots - self.reserved - len(self._taken)
+        free = self.num_free
         if num > free:
             raise UserError(
                 f"Experiment {experiment} needs {num} pool slots for {purpose}, but {free} of {self.num_slots} are free "

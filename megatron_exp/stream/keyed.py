@@ -17,20 +17,23 @@ from megatron_exp.stream.slot import POOL, Geometry, is_pool
 
 @dataclass(frozen=True, eq=False)
 class KeyedStream(Stream):
-    """Slots in keyed order, over several epochs of every source."""
+    """Slots in keyed order, over several epochs of every source. first_slot: place of the order that is slot 0 of the run."""
 
     order_seed: int
+    first_slot: int = 0
 
     @classmethod
     def open(cls, config: Config, corpus: Corpus) -> "KeyedStream":
         """The stream of a config over its corpus; UserError where the corpus is too small for the run."""
         geometry = Geometry(**config.geometry.model_dump())
         sources = lay_out(corpus, config.corpus.sources, geometry.sequence_length, config.pool.slots)
-        stream = cls(corpus, geometry, sources, config.seeds.order)
-        if stream.num_indices < geometry.num_slots:
+        stream = cls(corpus, geometry, sources, config.seeds.order, config.corpus.first_slot)
+        rest = max(stream.num_indices - stream.first_slot, 0)
+        if rest < geometry.num_slots:
+            beginning = f" and the first {stream.first_slot} of its order" if stream.first_slot else ""
             raise UserError(
                 f"The run needs {geometry.num_slots} slots ({geometry.steps} steps of {geometry.global_batch_size}), but the corpus gives only "
-                f"{stream.num_indices} after a pool of {stream.pool_slots}. Train at most {stream.num_indices // geometry.global_batch_size} steps, "
+                f"{rest} after a pool of {stream.pool_slots}{beginning}. Train at most {rest // geometry.global_batch_size} steps, "
                 "shrink the pool, raise the epochs in corpus.sources, or add text."
             )
         return stream
@@ -47,6 +50,7 @@ class KeyedStream(Stream):
     @property
     def fingerprint(self) -> str:
         """Of everything that decides which tokens are at slot k (not of how many steps the run has)."""
+        begins = {"first_slot": self.first_slot} if self.first_slot else {}
         return fingerprint.of_json(
             {
                 "order": "keyed",
@@ -54,6 +58,7 @@ class KeyedStream(Stream):
                 "seed": self.order_seed,
                 "sequence_length": self.geometry.sequence_length,
                 "sources": [[source.name, source.num_epochs, source.num_pool] for source in self.sources],
+                **begins,
             }
         )
 
@@ -74,10 +79,11 @@ class KeyedStream(Stream):
             return [POOL + int(self._pool_order.inverse(place.pool_base + rank))]
         first = rank - place.num_pool
         indices = np.arange(first, place.num_indices, place.num_rest, dtype=np.uint64) + np.uint64(place.base)
-        return [int(slot) for slot in self._order.inverse(indices) if slot < self.num_slots]
+        places = (int(place) - self.first_slot for place in self._order.inverse(indices))
+        return [slot for slot in places if 0 <= slot < self.num_slots]
 
     def _train_place(self, slot: int) -> tuple[Source, int, int]:
-        index = int(self._order.forward(slot))
+        index = int(self._order.forward(self.first_slot + slot))
         source = next(s for s in reversed(self.sources) if s.base <= index and s.num_indices)
         epoch, rank = divmod(index - source.base, source.num_rest)
         return source, epoch, source.num_pool + rank

@@ -38,11 +38,15 @@ class OrderFile(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class OlmoStream(Stream):
-    """Slots in AI2's order. order: uint32 [num_instances], memory-mapped: number of the instance in corpus order."""
+    """Slots in AI2's order. order: uint32 [num_instances], memory-mapped: number of the instance in corpus order.
+
+    first_slot: its entry that is slot 0 of the run.
+    """
 
     num_pool: int
     order: np.ndarray
     order_root: str
+    first_slot: int = 0
     look_ahead: ClassVar[int] = 0  # AI2 cuts instances of S tokens: the last one has no label
 
     @classmethod
@@ -55,7 +59,8 @@ class OlmoStream(Stream):
         sources = _sources(config, corpus)
         num_instances = sum(source.num_instances for source in sources)
         order = _open_order(order_file, num_instances)
-        return cls(corpus, Geometry(**config.geometry.model_dump()), sources, config.pool.slots, order, order_file.root)
+        geometry = Geometry(**config.geometry.model_dump())
+        return cls(corpus, geometry, sources, config.pool.slots, order, order_file.root, config.corpus.first_slot)
 
     @property
     def pool_slots(self) -> int:
@@ -64,6 +69,7 @@ class OlmoStream(Stream):
     @property
     def fingerprint(self) -> str:
         """Of everything that decides which tokens are at slot k; with a pool also of the number of slots before it."""
+        begins = {"first_slot": self.first_slot} if self.first_slot else {}
         return fingerprint.of_json(
             {
                 "order": "olmo",
@@ -72,13 +78,14 @@ class OlmoStream(Stream):
                 "sequence_length": self.geometry.sequence_length,
                 "sources": [source.name for source in self.sources],
                 "pool": [self.num_slots, self.num_pool] if self.num_pool else None,
+                **begins,
             }
         )
 
     def instance(self, slot: int) -> Instance:
         """(source, epoch 0, index, shard, offset) of a train or pool slot."""
         self.check_slot(slot)
-        number = int(self.order[self.num_slots + slot - POOL if is_pool(slot) else slot])
+        number = int(self.order[self.first_slot + (self.num_slots + slot - POOL if is_pool(slot) else slot)])
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         source, position = self._place_of[shard]
         within = number - int(self._starts[shard])
@@ -89,7 +96,8 @@ class OlmoStream(Stream):
         place = next(candidate for candidate in self.sources if candidate.name == source)
         position = int(np.searchsorted(place.shard_starts, index, side="right")) - 1
         number = int(self._starts[place.shards[position]]) + index - int(place.shard_starts[position])
-        found = np.flatnonzero(self.order[: self.num_slots + self.num_pool] == number)
+        here = slice(self.first_slot, self.first_slot + self.num_slots + self.num_pool)
+        found = np.flatnonzero(self.order[here] == number)
         return [int(slot) if slot < self.num_slots else POOL + int(slot) - self.num_slots for slot in found]
 
     def read(self, slot: int) -> Slot:
@@ -156,11 +164,13 @@ def _sources(config: Config, corpus: Corpus) -> tuple[Source, ...]:
 
 def _check_size(config: Config, num_instances: int) -> None:
     geometry = Geometry(**config.geometry.model_dump())
-    if geometry.num_slots + config.pool.slots > num_instances:
-        most = max(num_instances - config.pool.slots, 0) // geometry.global_batch_size
+    rest = max(num_instances - config.corpus.first_slot, 0)
+    if geometry.num_slots + config.pool.slots > rest:
+        most = max(rest - config.pool.slots, 0) // geometry.global_batch_size
+        skipped = f" {rest} of the {num_instances}" if config.corpus.first_slot else f" {num_instances}"
         raise UserError(
             f"The run needs {geometry.num_slots} slots ({geometry.steps} steps of {geometry.global_batch_size}) and a pool of {config.pool.slots} after "
-            f"them, but one epoch of the corpus has only {num_instances} instances. Train at most {most} steps, shrink the pool, or add text."
+            f"them, but one epoch of the corpus has only{skipped} instances. Train at most {most} steps, shrink the pool, or add text."
         )
     if num_instances >= np.iinfo(_DTYPE).max:
         raise UserError(

@@ -15,11 +15,11 @@ from megatron_exp.model.optimizer import build_optimizer
 from megatron_exp.model.presets import ModelShape, find_preset, resolve_shape
 from megatron_exp.model.step import micro_batch_rows
 from megatron_exp.overlay.overlay import Overlay
+from megatron_exp.parallel.agreement import on_main
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.shards.cache import with_cache
 from megatron_exp.shards.corpus import Corpus
-from megatron_exp.training.agreement import on_main
 from megatron_exp.training.data import Feed
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.hooks.checkpoint import CheckpointHook

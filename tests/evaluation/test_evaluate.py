@@ -11,13 +11,13 @@ from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation import evaluate
 from megatron_exp.evaluation.asking import Examiner
-from megatron_exp.evaluation.results import of_experiment
 from megatron_exp.evaluation.subjects import open_run
 from megatron_exp.experiments.frames import joined
 from megatron_exp.manifest.schema import RESPONSES, RESULTS
 from megatron_exp.parallel.layout import start_parallel
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.probes import score_probes
+from megatron_exp.scoring.responses import of_experiment
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
 from megatron_exp.training.train import train

@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_exp.evaluation.questions import questions
-from megatron_exp.evaluation.responses import NOT_RECORDED, UNSCORED_LIVE, live_responses, responses_table, stamped, unanswered
+from megatron_exp.evaluation.responses import NOT_RECORDED, UNSCORED_LIVE, live_responses, unanswered
 from megatron_exp.manifest.schema import ITEMS, PROBE_DEFINITIONS, PROBES, RESPONSES
 from megatron_exp.scoring.probes import ANSWERS
+from megatron_exp.scoring.responses import responses_table, stamped
 
 END = 20
 BOTH = ["run", "twin"]

@@ -96,3 +96,19 @@ def test_the_pool_is_drawn_in_proportion_to_what_each_source_contributes():
     sources = lay_out(toy_corpus(("a", 8000), ("b", 2000)), {"a": 1, "b": 4}, 8, 180)
     assert {source.name: source.num_pool for source in sources} == {"a": 100 * 9 // 10, "b": 90}
     assert toy_config().pool.slots == 4
+
+
+def test_a_run_that_begins_later_reads_what_the_whole_order_has_there():
+    whole, later = toy_stream(steps=11), toy_stream(steps=4, first_slot=20)
+    for slot in range(later.num_slots):
+        assert later.instance(slot) == whole.instance(20 + slot)
+        source, _, index, _, _ = later.instance(slot)
+        assert later.slots(source, index) == [slot]
+    assert [later.instance(POOL + place) for place in range(4)] == [whole.instance(POOL + place) for place in range(4)]
+    assert later.fingerprint != whole.fingerprint
+    assert toy_stream(steps=11, first_slot=0).fingerprint == whole.fingerprint
+
+
+def test_a_run_that_begins_too_late_is_refused():
+    with pytest.raises(UserError, match="after a pool of 4 and the first 40 of its order"):
+        toy_stream(steps=4, first_slot=40)

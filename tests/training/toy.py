@@ -48,7 +48,12 @@ def make_corpus_of(directory: Path, documents: list[str]) -> Path:
 
 
 def make_config(
-    corpus: Path, *, steps: int = STEPS, training: dict[str, Any] | None = None, experiments: list[dict[str, Any]] | None = None
+    corpus: Path,
+    *,
+    steps: int = STEPS,
+    training: dict[str, Any] | None = None,
+    experiments: list[dict[str, Any]] | None = None,
+    model: dict[str, Any] | None = None,
 ) -> Config:
     """12 steps of 4 slots of 32 tokens; canaries, a swapped batch with dense live probes, and watermarks."""
     return validate(
@@ -57,7 +62,7 @@ def make_config(
             "corpus": {"path": str(corpus)},
             "geometry": {"sequence_length": LENGTH, "global_batch_size": BATCH, "steps": steps},
             "pool": {"slots": 24},
-            "model": {"preset": "tiny", "layers": 2, "hidden": 32, "heads": 2, "ffn": 64},
+            "model": model or {"preset": "tiny", "layers": 2, "hidden": 32, "heads": 2, "ffn": 64},
             "training": {
                 "micro_batch_size": 2,
                 "schedule": {"peak_lr": 1e-2, "warmup_steps": 3},

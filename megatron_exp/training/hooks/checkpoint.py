@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path, rotate_checkpoints
 from megatron_exp.checkpoint.state import save_checkpoint
-from megatron_exp.training.agreement import on_main
+from megatron_exp.parallel.agreement import on_main
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run
 
