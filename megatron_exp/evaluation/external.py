@@ -16,7 +16,6 @@ from megatron_exp import __version__
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation import output
 from megatron_exp.evaluation.judging import judged, open_judge, without_judged
-from megatron_exp.evaluation.responses import responses_table, stamped
 from megatron_exp.evaluation.results import Results, Row, of_experiment, unscored_counts
 from megatron_exp.evaluation.subjects import Label, checked_names
 from megatron_exp.evaluation.units import Units
@@ -27,6 +26,7 @@ from megatron_exp.manifest.reader import Manifest
 from megatron_exp.parallel.device import choose_device
 from megatron_exp.scoring.huggingface import HuggingFaceScorer
 from megatron_exp.scoring.probes import score_probes
+from megatron_exp.scoring.responses import responses_table, stamped
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.shards.tokenizer import Tokenizer
 
