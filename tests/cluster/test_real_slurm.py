@@ -85,13 +85,19 @@ class DisturbedRun:
         self.job = slurm.command("sbatch", "--parsable", str(script)).strip()
         self.log = finished / "logs/train" / f"{self.job}.log"
         self.attempts = 0
+        self.former: set[int] = set()
 
     def ranks(self) -> list[psutil.Process]:
-        """The training processes, by rank."""
+        """The training processes of the present attempt, by rank."""
         found = {}
         for process in psutil.process_iter(["cmdline", "name"]):
             words = process.info["cmdline"] or ()
-            if "megatron_exp" in words and str(self.run) in words and process.info["name"].startswith("python"):
+            if (
+                process.pid not in self.former
+                and "megatron_exp" in words
+                and str(self.run) in words
+                and process.info["name"].startswith("python")
+            ):
                 with contextlib.suppress(psutil.Error, KeyError):
                     found[int(process.environ()["RANK"])] = process
         return [found[rank] for rank in sorted(found)]
@@ -111,6 +117,7 @@ class DisturbedRun:
         self.attempts += 1
         self.until(lambda: self.slurm.state(self.job) == "RUNNING" and len(self.ranks()) == 2, f"attempt {self.attempts}")
         ranks = self.ranks()
+        self.former |= {rank.pid for rank in ranks}
         self.until(
             lambda: any(line["attempt"] == self.attempts and "loss" in line for line in metrics(self.run)),
             f"a step of attempt {self.attempts}",
