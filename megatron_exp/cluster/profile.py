@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field, model_validator
 from megatron_exp.config.load import load_model
 from megatron_exp.config.schema import NonNegative, Positive, Strict
 
-STAGES = ("preprocess", "merge", "plan", "twin", "plan-reference", "cpdt", "cpdt-gate", "train", "eval", "report")
+STAGES = ("preprocess", "merge", "plan", "twin", "plan-reference", "cpdt-prepare", "cpdt", "cpdt-gate", "train", "eval", "report")
 """All stages of a run, in order."""
 
-StageName = Literal["preprocess", "merge", "plan", "twin", "plan-reference", "cpdt", "cpdt-gate", "train", "eval", "report"]
+StageName = Literal["preprocess", "merge", "plan", "twin", "plan-reference", "cpdt-prepare", "cpdt", "cpdt-gate", "train", "eval", "report"]
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}$")]
 """A name that SLURM gives out, or several with commas."""
@@ -101,11 +101,12 @@ class PreprocessInputs(Strict):
 class Dependence(Strict):
     """The dependence test before the run. state: of the twin, from which it starts (default: its last checkpoint).
 
-    seeds: replicates. tasks: of the array job. gate: whether experiments that disturb each other stop the chain.
+    seeds: replicates. steps: of every run. tasks: of the array job. gate: whether experiments that disturb each other stop the chain.
     """
 
     state: NonNegative | None = None
-    seeds: Positive = 3
+    seeds: Positive = 5
+    steps: Positive = 100
     tasks: Annotated[int, Field(gt=0, le=1000)] = 1
     gate: bool = True
 

@@ -14,7 +14,7 @@ CONFIG_NAME = "config.yaml"
 
 _WIDE = {"twin", "train"}
 """Stages that use all nodes of the profile; the others use one."""
-_ON_GPU = {"twin", "plan-reference", "cpdt", "train", "eval"}
+_ON_GPU = {"twin", "plan-reference", "cpdt-prepare", "cpdt", "cpdt-gate", "train", "eval"}
 _MANY_PROCESSES = {"twin", "plan-reference", "train", "eval"}
 
 
@@ -189,8 +189,16 @@ def _dependence(cluster: Cluster, folders: Folders, manifest: Path) -> list[Stag
     test = cluster.cpdt
     assert test is not None
     start = folders.twin if test.state is None else folders.twin / "checkpoints" / f"step-{test.state:08d}"
-    command = ("cpdt", str(manifest), "--from", str(start), "--out", str(folders.dependence), "--seeds", str(test.seeds))
-    progress = (folders.dependence / "cells", "*/results.parquet")
+    command = ("cpdt", str(manifest), "--from", str(start), "--out", str(folders.dependence), "--seeds", str(test.seeds), "--steps", str(test.steps))
+    progress = (folders.dependence, "*/*/results.parquet")
+    pilot = Stage(
+        name="cpdt-prepare",
+        purpose="dependence test: how strong each experiment must be to show",
+        arguments=(*command, "--prepare"),
+        resources=_as_cpdt(cluster, "cpdt-prepare"),
+        progress=progress,
+        folder=folders.logs("cpdt-prepare"),
+    )
     array = Stage(
         name="cpdt",
         purpose="dependence test: each task its share of the cells",
@@ -204,11 +212,16 @@ def _dependence(cluster: Cluster, folders: Folders, manifest: Path) -> list[Stag
         name="cpdt-gate",
         purpose="the matrix of the dependence test" + ("; experiments that disturb each other end the chain here" if test.gate else ""),
         arguments=(*command, *(["--gate"] if test.gate else [])),
-        resources=resources_of(cluster, "cpdt-gate" if "cpdt-gate" in cluster.stages else "cpdt"),
+        resources=_as_cpdt(cluster, "cpdt-gate"),
         progress=progress,
         folder=folders.logs("cpdt-gate"),
     )
-    return [array, gate]
+    return [pilot, array, gate]
+
+
+def _as_cpdt(cluster: Cluster, stage: str) -> Resources:
+    """What the profile says of the stage itself, or else of the array."""
+    return resources_of(cluster, stage if stage in cluster.stages else "cpdt")
 
 
 def _closing(cluster: Cluster, folders: Folders) -> list[Stage]:
