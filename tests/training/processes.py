@@ -23,13 +23,17 @@ def _main(arguments: dict[str, Any] | list[dict[str, Any]], environment: dict[st
     from megatron_exp.training.train import train
 
     if isinstance(arguments, dict):
+        arguments.pop("prepare", lambda: None)()
         sys.exit(train(**arguments))
     sys.exit(max(train(**of_run) for of_run in arguments))
 
 
 @contextlib.contextmanager
 def training(environment: dict[str, str] | None = None, several: list[dict[str, Any]] | None = None, **arguments: Any) -> Iterator[Any]:
-    """A process that calls `train`, or trains `several` runs one after the other; killed at the end of the block if it still lives."""
+    """A process that calls `train`, or trains `several` runs one after the other; killed at the end of the block if it still lives.
+
+    `prepare`, among the arguments of a single run, is called in the process before.
+    """
     process = _CONTEXT.Process(target=_main, args=(arguments if several is None else several, environment or {}))
     process.start()
     try:

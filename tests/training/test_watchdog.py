@@ -1,7 +1,9 @@
 """Training that stands still is noticed, described and ended; a slow process is named; an outdated attempt ends."""
 
 import faulthandler
+import functools
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 
 from megatron_exp.errors import UserError
 from megatron_exp.run_record import HEARTBEAT_NAME, RECORD_NAME
+from megatron_exp.training.hooks import stragglers as stragglers_of
 from megatron_exp.training.hooks.record import RecordHook
 from megatron_exp.training.hooks.stragglers import Pace, stragglers
 from megatron_exp.training.hooks.watchdog import EXIT_HUNG, Watch, WatchdogHook
 from megatron_exp.training.train import train
-from tests.training.processes import metrics
+from tests.training.processes import metrics, train_together
 
 
 def test_a_watch_reports_only_what_stands_still_for_the_whole_limit():
@@ -66,7 +69,9 @@ def test_steps_keep_the_watchdog_quiet(tmp_path):
         hook.on_step(run)
     hook.on_end(run)
     assert not ended
-    assert {"attempt", "step", "time", "host", "still_seconds", "schema_version"} == set(orjson.loads((tmp_path / HEARTBEAT_NAME).read_bytes()))
+    assert {"attempt", "step", "time", "host", "still_seconds", "schema_version"} == set(
+        orjson.loads((tmp_path / HEARTBEAT_NAME).read_bytes())
+    )
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_end_training(tmp_path, caplog):
@@ -84,6 +89,29 @@ def test_stragglers_are_named_with_their_host_and_equals_are_not():
     assert "rank 2 on b" in found[0] and "forward and backward took 1.90 s a step, 1.02 s" in found[0]
     assert "rank 3 on c" in found[1] and "waiting for data" in found[1]
     assert stragglers([Pace(0.010, 0.0, "a"), Pace(0.016, 0.0, "b")]) == []  # too little to matter
+
+
+def slow_second_rank(log: Path) -> None:
+    """In a training process: ranks are compared every four steps, and rank 1 takes its time before it exchanges gradients."""
+    stragglers_of.EVERY_STEPS = 4
+    if os.environ["RANK"] == "0":
+        logging.getLogger().addHandler(logging.FileHandler(log))
+        return
+    noting = stragglers_of.StragglerHook._noting
+
+    def later(hook, finalize):
+        noted = noting(hook, finalize)
+        return lambda *arguments, **options: (time.sleep(0.5), noted(*arguments, **options))[1]
+
+    stragglers_of.StragglerHook._noting = later
+
+
+@pytest.mark.slow
+def test_a_slow_rank_of_a_real_run_is_named(manifest, run, tmp_path):
+    log = tmp_path / "log"
+    assert train_together(2, manifest=manifest, run_dir=run, prepare=functools.partial(slow_second_rank, log)) == [0, 0]
+    named = [line for line in log.read_text().splitlines() if "straggler" in line]
+    assert named and all("rank 1 on " in line and "forward and backward" in line for line in named)
 
 
 def test_an_attempt_that_was_believed_dead_ends_before_its_next_checkpoint_and_leaves_the_record_alone(manifest, run):
