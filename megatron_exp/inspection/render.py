@@ -122,7 +122,7 @@ def _(answer: StepView) -> RenderableType:
 
 def _slot(view: SlotView) -> RenderableType:
     row = "" if view.row is None else f"  row {view.row}"
-    origin = f"{view.source}, epoch {view.epoch}, {_document(view.document)}"
+    origin = f"{view.source}, epoch {view.epoch}, {_document(view)}"
     lines: list[RenderableType] = [
         Text(),
         Text.assemble((f"slot {view.slot}{row}", "bold"), f"   {visible_line(origin)}, loss on {view.num_loss_positions} positions"),
@@ -131,8 +131,11 @@ def _slot(view: SlotView) -> RenderableType:
     return Group(*lines, Padding(_text(view), (0, 0, 0, 2), expand=False))
 
 
-def _document(document: dict[str, Any]) -> str:
-    return f"{document.get('file')} line {document.get('line')}" if document else "source document unknown"
+def _document(view: SlotView) -> str:
+    place = view.document
+    if "file" in place:
+        return f"{place['file']} line {place.get('line')}"
+    return f"document {place['document']} of shard {view.shard}" if place else "source document unknown"
 
 
 def _mark(mark: Mark) -> str:
@@ -147,7 +150,7 @@ def _text(view: SlotView) -> Text:
     """The slot's text; a marked piece stands in ⟦number: ...⟧, so that marks survive a terminal without colours."""
     text = Text()
     for piece in view.pieces:
-        shown = visible(piece.text)
+        shown = f" [{piece.end - piece.start} tokens: --slot {view.slot}] " if piece.omitted else visible(piece.text)
         if piece.marks:
             numbers = ",".join(str(number + 1) for number in piece.marks)
             text.append(f"⟦{numbers}: {shown}⟧", style=_style(piece.marks[-1]))

@@ -1,7 +1,9 @@
 """What the model sees in a slot: its text in pieces, with every insertion marked."""
 
+import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ from megatron_exp.stream.slot import is_pool, slot_name
 
 _COLUMNS = ["experiment", "condition", "item", "arm", "repetition", "kind", "layer", "slot", "offset", "length", "source_slot"]
 _WHOLE_SLOT = ("swap", "noise")
+
+MOST_TOKENS = 1 << 18
+"""A step of more tokens is shown abridged: nobody reads so much text, and making it takes many times as long as finding it."""
+
+_CONTEXT_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -34,19 +41,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens [start, end) as text. marks: positions in the slot's list of marks that cover them (whole-slot ones are not repeated here)."""
+    """Tokens [start, end) as text. marks: positions in the slot's list of marks that cover them (whole-slot ones are not repeated here).
+
+    omitted: the text is left out of an abridged step.
+    """
 
     start: int
     end: int
     marks: tuple[int, ...]
     text: str
+    omitted: bool = False
 
 
 @dataclass(frozen=True)
 class SlotView:
     """One slot as trained on. source, epoch, shard, offset: where its base content lies. look_ahead: the token that is only a label.
 
-    num_loss_positions: positions whose loss counts.
+    num_loss_positions: positions whose loss counts. document: where its first token comes from; only its number in the shard where a step is abridged.
     """
 
     slot: str
@@ -75,23 +86,26 @@ class StepView:
 
 def view_step(target: Target, step: int) -> StepView:
     """The batch of a step (counted from 0: it is first visible in the model state after step + 1 updates)."""
-    steps = target.manifest.geometry.steps
+    geometry = target.manifest.geometry
+    steps = geometry.steps
     if not 0 <= step < steps:
         raise UserError(f"Step {step} is outside this run, whose steps are 0 to {steps - 1}. Give a step in that range.")
-    return StepView(str(target.path), step, target.has_overlay, _views(target, target.manifest.geometry.slots_of_step(step)))
+    abridged = geometry.global_batch_size * geometry.sequence_length > MOST_TOKENS
+    return StepView(str(target.path), step, target.has_overlay, _views(target, geometry.slots_of_step(step), abridged))
 
 
 def view_slot(target: Target, slot: int) -> StepView:
     """One train slot, or a pool slot (its id has the pool bit)."""
     step = None if is_pool(slot) else target.manifest.geometry.step(slot)
-    return StepView(str(target.path), step, target.has_overlay, _views(target, [slot]))
+    return StepView(str(target.path), step, target.has_overlay, _views(target, [slot], abridged=False))
 
 
-def _views(target: Target, slots: Iterable[int]) -> tuple[SlotView, ...]:
+def _views(target: Target, slots: Iterable[int], abridged: bool) -> tuple[SlotView, ...]:
+    """In full, or abridged: of each slot its beginning and what stands around insertions (`--slot` shows all of one)."""
     wanted = list(slots)
     rows = insertions_of(target, wanted)
     tokenizer = target.corpus.tokenizer()
-    return tuple(_view(target, slot, [row for row in rows if row["slot"] == slot], tokenizer) for slot in wanted)
+    return tuple(_view(target, slot, [row for row in rows if row["slot"] == slot], tokenizer, abridged) for slot in wanted)
 
 
 def insertions_of(target: Target, slots: list[int]) -> list[dict[str, Any]]:
@@ -99,7 +113,7 @@ def insertions_of(target: Target, slots: list[int]) -> list[dict[str, Any]]:
     if not target.has_overlay:
         return []
     touched, entries = target.manifest.index
-    first, end = np.searchsorted(touched["slot"], np.array([slots[0], slots[-1] + 1], dtype=np.uint64)).tolist()
+    first, end = (bisect.bisect_left(touched["slot"], slot) for slot in (slots[0], slots[-1] + 1))  # numpy's own search would copy the mapped column
     starts = [int(touched["start"][place]) if place < len(touched) else len(entries) for place in (first, end)]
     rows = read_rows(target.manifest.path / "insertions.parquet", starts[0], starts[1])
     return [row for row in rows if row["experiment"] not in target.overlay.masked]
@@ -119,7 +133,7 @@ def read_rows(path: Path, start: int, end: int) -> list[dict[str, Any]]:
     return found
 
 
-def _view(target: Target, slot: int, rows: list[dict[str, Any]], tokenizer: Tokenizer) -> SlotView:
+def _view(target: Target, slot: int, rows: list[dict[str, Any]], tokenizer: Tokenizer, abridged: bool) -> SlotView:
     stream, geometry = target.stream, target.manifest.geometry
     place = stream.instance(slot)
     content = stream.read(slot)
@@ -135,24 +149,31 @@ def _view(target: Target, slot: int, rows: list[dict[str, Any]], tokenizer: Toke
         epoch=place.epoch,
         shard=place.shard,
         offset=place.offset,
-        document=target.corpus.locate(place.shard, place.offset),
+        document=target.corpus.locate(place.shard, place.offset, from_index=abridged),
         num_loss_positions=int(content.loss_mask.sum()),
         marks=marks,
-        pieces=_pieces(content.tokens[:-1], marks, tokenizer),
+        pieces=_pieces(content.tokens[:-1], marks, tokenizer, abridged),
         look_ahead=tokenizer.decode(content.tokens[-1:]),
     )
 
 
-def _pieces(tokens: np.ndarray, marks: tuple[Mark, ...], tokenizer: Tokenizer) -> tuple[Piece, ...]:
+def _pieces(tokens: np.ndarray, marks: tuple[Mark, ...], tokenizer: Tokenizer, abridged: bool) -> tuple[Piece, ...]:
     """TOKENS cut wherever an insertion begins or ends. A character whose bytes are cut apart shows as a replacement character."""
     partial = [(number, mark) for number, mark in enumerate(marks) if mark.kind not in _WHOLE_SLOT]
-    cuts = sorted({0, len(tokens)} | {border for _, mark in partial for border in (mark.offset, mark.offset + mark.length)})
-    return tuple(
-        Piece(
-            start,
-            end,
-            tuple(n for n, mark in partial if mark.offset <= start and end <= mark.offset + mark.length),
-            tokenizer.decode(tokens[start:end]),
-        )
-        for start, end in zip(cuts, cuts[1:], strict=False)
-    )
+    borders = {border for _, mark in partial for border in (mark.offset, mark.offset + mark.length)}
+    cuts = sorted({0, len(tokens)} | borders)
+    found = []
+    for start, end in pairwise(cuts):
+        covering = tuple(n for n, mark in partial if mark.offset <= start and end <= mark.offset + mark.length)
+        inner = _left_out(start, end, borders) if abridged else (end, end)
+        for first, last in ((start, inner[0]), inner, (inner[1], end)):
+            if first < last:
+                omitted = abridged and (first, last) == inner
+                found.append(Piece(first, last, covering, "" if omitted else tokenizer.decode(tokens[first:last]), omitted))
+    return tuple(found)
+
+
+def _left_out(start: int, end: int, borders: set[int]) -> tuple[int, int]:
+    """What an abridged view leaves out of tokens [start, end): all but the first ones, and the last ones where an insertion follows or ends."""
+    after = _CONTEXT_TOKENS if end in borders else 0
+    return (start + _CONTEXT_TOKENS, end - after) if end - start > _CONTEXT_TOKENS + after else (end, end)

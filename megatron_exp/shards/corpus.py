@@ -47,6 +47,7 @@ class Corpus:
     cache: Path | None = None
     _tokens: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _starts: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _indexes: dict[int, IndexedReader] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path) -> "Corpus":
@@ -114,21 +115,29 @@ class Corpus:
     def document_starts(self, shard: int) -> np.ndarray:
         """int64 [num_documents + 1]: first token of each document, and the number of tokens."""
         if shard not in self._starts:
-            self._starts[shard] = IndexedReader(safe_join(self.path, self.shards[shard].name)).starts
+            self._starts[shard] = self._index(shard).starts
         return self._starts[shard]
+
+    def _index(self, shard: int) -> IndexedReader:
+        if shard not in self._indexes:
+            self._indexes[shard] = IndexedReader(safe_join(self.path, self.shards[shard].name))
+        return self._indexes[shard]
 
     def documents(self, shard: int) -> pa.Table:
         """The document map of a shard (file, line, id); row i is document i."""
         return documents.read_documents(self.file(shard, "docs.parquet"))
 
-    def locate(self, shard: int, token_offset: int) -> dict[str, Any]:
-        """Where the token at this offset of a shard came from: {file, line, id, document, offset in the document}."""
-        starts = self.document_starts(shard)
-        if not 0 <= token_offset < int(starts[-1]):
-            raise UserError(f"Shard {self.shards[shard].name} has {int(starts[-1])} tokens; there is no token {token_offset}.")
-        document = int(np.searchsorted(starts, token_offset, side="right")) - 1
-        row = documents.read_documents(self.file(shard, "docs.parquet"), document, document + 1).to_pylist()[0]
-        return {**row, "document": document, "offset": token_offset - int(starts[document])}
+    def locate(self, shard: int, token_offset: int, *, from_index: bool = False) -> dict[str, Any]:
+        """Where the token at this offset of a shard came from: {file, line, id, document, offset in the document}.
+
+        from_index: without file, line and id, whose map takes some milliseconds to read.
+        """
+        index = self._index(shard)
+        if not 0 <= token_offset < index.num_tokens:
+            raise UserError(f"Shard {self.shards[shard].name} has {index.num_tokens} tokens; there is no token {token_offset}.")
+        document, start = index.document_of(token_offset)
+        source = {} if from_index else documents.read_document(self.file(shard, "docs.parquet"), document)
+        return {**source, "document": document, "offset": token_offset - start}
 
     def inputs(self) -> pa.Table:
         """The ledger: one row per input file (`preparation.preprocess_ledger.INPUTS_SCHEMA`)."""

@@ -1,6 +1,8 @@
 """The document map: which file, line and id each document of a shard came from, as Parquet beside the shard."""
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,8 @@ SCHEMA = pa.schema([("file", pa.string()), ("line", pa.uint64()), ("id", pa.stri
 
 UNIT_SCHEMA = SCHEMA.append(pa.field("num_tokens", pa.int32()))
 """The map of a unit of work, before merging; num_tokens includes the EOS."""
+
+_BATCH_ROWS = 8192
 
 ROW_GROUP = 65_536
 """Documents per row group: what is read to place one document."""
@@ -74,6 +78,22 @@ def read_documents(path: Path, start: int = 0, stop: int | None = None, columns:
     first = start // ROW_GROUP
     groups = range(first, min(-(-stop // ROW_GROUP), file.num_row_groups))
     return file.read_row_groups(list(groups), columns=columns).slice(start - first * ROW_GROUP, stop - start)
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path, modified_ns: int) -> pq.ParquetFile:
+    return _open(path)
+
+
+def read_document(path: Path, number: int) -> dict[str, Any]:
+    """One row of a document map. Files stay open, and of a row group only what precedes the row is decoded."""
+    file = _opened(path, require_file(path, "the document map of a shard").stat().st_mtime_ns)
+    group, row = divmod(number, ROW_GROUP)
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], use_threads=False):
+        if row < batch.num_rows:
+            return batch.slice(row, 1).to_pylist()[0]
+        row -= batch.num_rows
+    raise IndexError(f"document {number} of {path}")
 
 
 def read_table(path: Path, what: str) -> pa.Table:

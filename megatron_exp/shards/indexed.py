@@ -6,6 +6,7 @@ d + 1, then int32 lengths [n], int64 byte offsets [n] and int64 document borders
 sequence per document, as Megatron's preprocess_data.py does without sentence splitting.
 """
 
+import bisect
 import struct
 from array import array
 from functools import cached_property
@@ -189,6 +190,15 @@ class IndexedReader:
         if self._borders[0] != 0 or self._borders[-1] != self._num_sequences or np.any(np.diff(self._borders) < 0):
             raise UserError(f"{self.idx_path}: the document borders are not in order. The index is damaged: restore it or make it again.")
         return pointers[self._borders] // self.dtype.itemsize
+
+    def document_of(self, token: int) -> tuple[int, int]:
+        """The document that holds this token, and its first token: by bisection of the mapped index, which is not read whole. IndexError outside."""
+        if not 0 <= token < self.num_tokens:
+            raise IndexError(f"token {token} of {self.num_tokens} in {self.bin_path}")
+        # numpy's own search would copy the mapped columns, which the format does not align.
+        sequence = bisect.bisect_right(self._pointers, token * self.dtype.itemsize) - 1
+        document = bisect.bisect_right(self._borders, sequence) - 1
+        return document, int(self._pointers[int(self._borders[document])]) // self.dtype.itemsize
 
     def document(self, index: int) -> np.ndarray:
         """Token ids of one document (a view of the map)."""

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from megatron_exp.errors import UserError
+from megatron_exp.inspection import slots
 from megatron_exp.inspection.document import as_json
 from megatron_exp.inspection.items import view_experiment, view_item
 from megatron_exp.inspection.query import query, table_files
@@ -52,6 +53,25 @@ def test_the_pieces_are_what_the_overlay_gives_to_training(world, run):
         for slot in view_step(run, step).slots:
             tokens = run.overlay.read(int(slot.slot)).tokens[:-1]
             assert "".join(piece.text for piece in slot.pieces) == world.corpus.tokenizer().decode(tokens)
+
+
+def test_a_step_of_very_many_tokens_is_abridged_but_shows_every_insertion(world, run, monkeypatch):
+    monkeypatch.setattr(slots, "MOST_TOKENS", 1)
+    monkeypatch.setattr(slots, "_CONTEXT_TOKENS", 4)
+    step = insertions(world, "tokens")[0]["step"]
+    short = view_step(run, step)
+    assert not any(piece.omitted for piece in view_slot(run, int(short.slots[0].slot)).slots[0].pieces)
+    monkeypatch.undo()
+    for abridged, whole in zip(short.slots, view_step(run, step).slots, strict=True):
+        assert abridged.marks == whole.marks
+        assert [piece.start for piece in abridged.pieces] == [0, *(piece.end for piece in abridged.pieces[:-1])]
+        assert abridged.pieces[-1].end == LENGTH
+        assert set(abridged.document) == {"document", "offset"} and abridged.document.items() <= whole.document.items()
+        assert any(piece.omitted for piece in abridged.pieces)
+        for mark in (mark for mark in whole.marks if mark.kind == "tokens"):
+            starts = {piece.start for piece in abridged.pieces if not piece.omitted}
+            assert mark.offset in starts and any(piece.end == mark.offset + mark.length and not piece.omitted for piece in abridged.pieces)
+    assert f"--slot {short.slots[0].slot}" in printed(short)
 
 
 def test_a_swapped_slot_says_where_its_content_comes_from(world, run):

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -98,3 +100,31 @@ def test_offsets_beyond_two_to_the_31_bytes_and_tokens_are_right(tmp_path):
 def test_the_dtype_is_the_one_megatron_chooses():
     assert token_dtype(65_499) == np.uint16
     assert token_dtype(65_500) == np.int32
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_every_token_leads_to_its_document_without_reading_the_index_whole(tmp_path, dtype):
+    reader = write(tmp_path / "a", DOCUMENTS, dtype)
+    expected = [(number, int(reader.starts[number])) for number, document in enumerate(DOCUMENTS) for _ in document]
+    assert [reader.document_of(token) for token in range(reader.num_tokens)] == expected
+    for outside in (-1, reader.num_tokens):
+        with pytest.raises(IndexError):
+            reader.document_of(outside)
+
+
+def test_documents_beyond_two_to_the_31_are_found(tmp_path):
+    """Sparse files: an index of 2**31 + 2 documents takes 43 GB and no disk. All are empty but the last."""
+    num = 2**31 + 2
+    header = 34
+    with open(tmp_path / "a.idx", "wb") as file:
+        file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, num, num + 1))
+        file.truncate(header + 20 * num + 8)
+        file.seek(header + 4 * (num - 1))
+        file.write(struct.pack("<i", 3))  # its length; its pointer is 0, after nothing but empty ones
+        file.seek(header + 12 * num + 8 * (num - 1))
+        file.write(struct.pack("<qq", num - 1, num))
+    (tmp_path / "a.bin").write_bytes(np.array([5, 6, 7], "<u2").tobytes())
+    reader = IndexedReader(tmp_path / "a")
+    assert (reader.num_documents, reader.num_tokens) == (num, 3)
+    assert reader.document(num - 1).tolist() == [5, 6, 7]
+    assert reader.document_of(2) == (num - 1, 0)
