@@ -130,8 +130,12 @@ def start_parallel(config: ParallelConfig, threads: int | None = None, determini
     cores = len(os.sched_getaffinity(0))
     threads = threads or max(1, cores // processes.local_world_size)
     torch.set_num_threads(threads)
-    if deterministic and devices.has_cuda():
-        _require_determinism()
+    if devices.has_cuda():
+        if config.tp > 1:
+            # One queue to the device: a tensor-parallel sum that is issued first also starts first, and the product after it hides it.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if deterministic:
+            _require_determinism()
     device = devices.choose_device(processes.local_rank)
     store = _launched_store() if processes.launched else dist.HashStore()
     dist.init_process_group(devices.backend(), store=store, rank=processes.rank, world_size=processes.world_size)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,3 +226,10 @@ def test_layers_that_do_not_divide_into_the_parts_of_stages_are_refused():
         build.build_model(tiny_shape(layers=6), layout_of(pp_size=2, virtual_size=2), "fp32", 0)
     with pytest.raises(UserError, match=r"virtual = 2 divides each pipeline stage"), running(ParallelConfig(virtual=2)):
         pass
+
+
+def test_what_is_installed_is_what_is_accepted():
+    lowest, highest = (".".join(map(str, version)) for version in precision.ENGINE_VERSIONS)
+    wanted = f"transformer-engine[pytorch]>={lowest},<{highest}"
+    assert wanted in precision.INSTALL_ENGINE
+    assert wanted in (Path(__file__).parents[2] / "setup.py").read_text()
