@@ -36,6 +36,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 is developed against
     "hf": ["transformers>=4.48"],
+    "wandb": ["wandb>=0.18"],
     "dev": [
         "axe-core-python>=0.1",  # the accessibility checks of a report in a browser; brings axe-core's script and nothing else
         "hypothesis>=6.100",

@@ -34,6 +34,7 @@ from megatron_exp.preparation.texts import texts_of
 from megatron_exp.seeding import Words
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.hooks.record import RecordHook
+from megatron_exp.training.hooks.stop import StopHook
 from megatron_exp.training.loop import train_loop
 from megatron_exp.training.resume import Beginning
 from megatron_exp.training.run import Run
@@ -211,9 +212,10 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
         rivals["plain"] = PlainLoop(shape, layout.device, run.model.dtype).step
     costs: dict[str, Cost] = defaultdict(Cost)
     pacer, feed = Pacer(options.steps_per_block, options.pairs, costs, rivals), TimedFeed(run)
-    hooks: list[Hook] = [Timed(hook, costs) for hook in make_hooks(run, open_directory(run), RecordHook([], None), None)]
     try:
-        train_loop(run, [*hooks, pacer])
+        with open_directory(run) as written:
+            hooks: list[Hook] = [Timed(hook, costs) for hook in make_hooks(run, written, RecordHook([], None), StopHook(), ())]
+            train_loop(run, [*hooks, pacer])
     finally:
         run.feed.close()
         layout.stop()

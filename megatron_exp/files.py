@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from megatron_exp.errors import UserError
 
@@ -100,10 +100,67 @@ class DurableWriter:
         self._partial.unlink(missing_ok=True)
 
 
+class HashedWriter(DurableWriter):
+    """A file under construction that is hashed while it is written: a stream for libraries, which write in many small pieces."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._hash = hashlib.sha256()
+        self._gathered = bytearray()
+        self._num_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far, in hex."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self._num_bytes += len(view)
+        if len(view) < _BLOCK_BYTES:
+            self._gathered += view
+        if len(view) >= _BLOCK_BYTES or len(self._gathered) >= _BLOCK_BYTES:
+            self._pass_on()
+        if len(view) >= _BLOCK_BYTES:
+            super().write(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._num_bytes
+
+    def flush(self) -> None:
+        """A stream must have it; `close` alone makes anything durable."""
+
+    def close(self) -> None:
+        self._pass_on()
+        super().close()
+
+    def _pass_on(self) -> None:
+        if self._gathered:
+            super().write(bytes(self._gathered))
+            self._gathered.clear()
+
+
 @contextlib.contextmanager
 def durable_file(path: Path) -> Iterator[DurableWriter]:
     """Open PATH for a whole new content that appears at the end of the block, or not at all."""
-    writer = DurableWriter(path)
+    with _whole(DurableWriter(path)) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def hashed_file(path: Path) -> Iterator[HashedWriter]:
+    """Like `durable_file`; afterwards the writer's `sha256` is that of the file."""
+    with _whole(HashedWriter(path)) as writer:
+        yield writer
+
+
+_Writer = TypeVar("_Writer", bound=DurableWriter)
+
+
+@contextlib.contextmanager
+def _whole(writer: _Writer) -> Iterator[_Writer]:
     try:
         yield writer
         writer.close()
@@ -164,6 +221,12 @@ def link_file(source: Path, target: Path) -> bool:
     return True
 
 
+def rename_file(path: Path, new_path: Path) -> None:
+    """Give a durable file another name in its directory, durably."""
+    _rename(path, new_path)
+    _fsync_directory(new_path.parent)
+
+
 @contextlib.contextmanager
 def durable_directory(path: Path) -> Iterator[Path]:
     """Build a directory under a temporary name and give it its final name when the block ends without an error.
@@ -221,3 +284,18 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reread_sha256(path: Path) -> str:
+    """Hex SHA-256 of a durable file as its disk gives it back: what memory holds of it is dropped first."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """What may still be written to the file system of PATH, which need not exist yet. Quotas are not seen."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

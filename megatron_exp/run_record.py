@@ -12,7 +12,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
 from megatron_exp.manifest.reader import Manifest
 
-RECORD_NAME, METRICS_NAME, HEARTBEAT_NAME = "run.json", "metrics.jsonl", "heartbeat.json"
+RECORD_NAME, METRICS_NAME, ALERTS_NAME, HEARTBEAT_NAME = "run.json", "metrics.jsonl", "alerts.jsonl", "heartbeat.json"
 SCHEMA_VERSION = 1
 
 
@@ -144,6 +144,13 @@ class RunRecord:
         """The measurements so far; empty where training has not written any."""
         path = self.path / METRICS_NAME
         return read_history(path) if path.exists() else History((), 0)
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Lines of alerts.jsonl that count, in the order written: not those about states that a later attempt reached anew."""
+        path = self.path / ALERTS_NAME
+        lines = list(_parsed(path)) if path.exists() else []
+        starts = {one["attempt"]: one["from_step"] + 1 for one in self.record["attempts"]}
+        return [line for line in lines if not _is_void(line, starts)]
 
 
 def pairing(config: Mapping[str, Any], corpus: str, model: str, training: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 ENVIRONMENT_READERS = {"megatron_exp/parallel/layout.py"}
 """torchrun and srun tell a process its rank in variables; one function reads them."""
 
+MAY_CATCH_EVERYTHING = {"megatron_exp/training/trackers.py"}
+"""A service for looking at metrics may raise anything, and must not stop a run of weeks."""
+
 FORBIDDEN = {
     "print": "use logging, or rich in cli",
     "eval": "parse what you expect",
@@ -64,7 +67,8 @@ def test_functions_are_short():
 
 def test_the_library_has_no_hidden_inputs_or_outputs():
     found = [f"{named(file)}, {text}" for file in LIBRARY for text in forbidden_uses(file.read_text())]
-    assert not [text for text in found if not ("os.environ" in text and text.split(",")[0] in ENVIRONMENT_READERS)]
+    allowed = {"os.environ": ENVIRONMENT_READERS, "catches Exception": MAY_CATCH_EVERYTHING}
+    assert not [text for text in found if not any(what in text and text.split(",")[0] in files for what, files in allowed.items())]
 
 
 @pytest.mark.parametrize(

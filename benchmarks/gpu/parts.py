@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_exp.model import precision as precisions
 from megatron_exp.model.build import LanguageModel, build_model

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ FILE_LIST = "files.json"
 MARKER = "COMPLETE"
 _UNFINISHED = ".partial"
 """Ending of the names under which `files.durable_directory` builds a directory."""
+_READERS = 8
+"""Files that are hashed at the same time."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -54,7 +57,9 @@ def verify_checkpoint(directory: Path) -> list[str]:
     if marker != actual.encode():
         return [f"{directory / MARKER} does not belong to {directory / FILE_LIST}: one of them is damaged or of another checkpoint."]
     listed = orjson.loads((directory / FILE_LIST).read_bytes())["files"]
-    return [finding for name in sorted(listed) if (finding := _check_file(directory, name, listed[name]))] + _unlisted(directory, listed)
+    with ThreadPoolExecutor(_READERS) as readers:
+        findings = readers.map(lambda name: _check_file(directory, name, listed[name]), sorted(listed))
+        return [finding for finding in findings if finding] + _unlisted(directory, listed)
 
 
 def _check_file(directory: Path, name: str, expected: Mapping[str, Any]) -> str | None:
@@ -95,7 +100,7 @@ def newest_verified(run_dir: Path) -> tuple[int, Path] | None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), extra."""
+    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), division, extra."""
     record = orjson.loads(files.require_file(Path(directory) / RECORD, "the record of a checkpoint").read_bytes())
     if record.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
@@ -105,12 +110,34 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
 
 
-def write_record(
-    directory: Path, shape: Mapping[str, Any], precision: str, optimizer: Mapping[str, Any] | None, extra: Mapping[str, Any]
-) -> None:
-    """Write checkpoint.json, before `seal`."""
-    record = {"schema_version": SCHEMA_VERSION, "shape": shape, "precision": precision, "optimizer": optimizer, "extra": extra}
-    files.write_file(directory / RECORD, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+def fingerprint_of(directory: Path) -> str:
+    """SHA-256 of a checkpoint's file list, which names the content of every file; UserError where it has none."""
+    return files.sha256_file(files.require_file(directory / FILE_LIST, "the file list of a checkpoint"))
+
+
+def record_bytes(
+    shape: Mapping[str, Any], precision: str, optimizer: Mapping[str, Any] | None, extra: Mapping[str, Any], division: Mapping[str, Any] | None = None
+) -> bytes:
+    """checkpoint.json. `division`: the layout to which the optimizer state is bound; None where any can load it."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "shape": shape,
+        "precision": precision,
+        "optimizer": optimizer,
+        "division": division,
+        "extra": extra,
+    }
+    return orjson.dumps(record, option=orjson.OPT_INDENT_2)
+
+
+def is_portable(directory: Path) -> bool:
+    """Whether every layout can go on from a checkpoint. Its weights alone always load anywhere."""
+    return not (directory / RECORD).is_file() or read_record(directory).get("division") is None
+
+
+def newest_portable(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that any layout can go on from; its content is not checked."""
+    return next((path for _, path in reversed(list_checkpoints(run_dir)) if is_portable(path)), None)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -126,25 +153,42 @@ def find_checkpoint(path: Path) -> Path:
     return checkpoints[-1][1]
 
 
-def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int = 2) -> list[Path]:
-    """Remove checkpoints but the `keep` steps and the newest `num_rotating` sound others; returns what was removed.
+def rotate_checkpoints(run_dir: Path, keep: Collection[int], num_rotating: int = 2, known_sound: set[Path] | None = None) -> list[Path]:
+    """Remove checkpoints but the `keep` steps, the newest `num_rotating` sound others and the newest sound portable one.
 
     Nothing is removed while fewer than that many others are sound: a damaged checkpoint never costs a sound one. What a killed
     process left half-written goes too, so call this only where no other process writes checkpoints of the run.
+
+    Args:
+        run_dir: the run.
+        keep: states that never rotate.
+        num_rotating: how many others stay.
+        known_sound: checkpoints that were read back already and are not read again; what is read here is added.
+
+    Returns:
+        What was removed.
     """
+    known = set() if known_sound is None else known_sound
     for leftover in (Path(run_dir) / "checkpoints").glob(f"step-*{_UNFINISHED}"):
         shutil.rmtree(leftover)
-    sound = 0
+    sound, has_portable = 0, False
     removed = []
     for step, path in reversed(list_checkpoints(run_dir)):
-        if step in keep:
-            continue
-        if sound >= num_rotating:
+        needed = sound < num_rotating and step not in keep
+        wanted = not has_portable and is_portable(path)
+        if (needed or wanted) and _is_sound(path, known):
+            sound += step not in keep
+            has_portable |= wanted
+        elif step not in keep and not needed:
             _remove(path)
             removed.append(path)
-        elif not verify_checkpoint(path):
-            sound += 1
     return removed
+
+
+def _is_sound(path: Path, known: set[Path]) -> bool:
+    if path not in known and not verify_checkpoint(path):
+        known.add(path)
+    return path in known
 
 
 def _remove(path: Path) -> None:

@@ -117,7 +117,7 @@ def from_huggingface(source: Path, target: Path, *, precision: Precision | None 
                 "vocabulary_size": vocabulary_size,
                 "token_ids": {name: config.get(name) for name in TOKEN_IDS},
             }
-            catalogue.write_record(partial, vars(shape), chosen, None, extra)
+            files.write_file(partial / catalogue.RECORD, catalogue.record_bytes(vars(shape), chosen, None, extra))
             names = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
             catalogue.seal(partial, {name: files.sha256_file(partial / name) for name in names})
     has_tokenizer = convert_tokenizer.is_in(Path(target) / convert_tokenizer.CARRIED)

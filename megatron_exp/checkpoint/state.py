@@ -1,9 +1,7 @@
-"""Saving and loading the weights and the optimizer, at any layout. Every function here but `read_extra` is collective."""
+"""Loading weights and optimizer state, at any layout where the checkpoint allows it. Every function here but `read_extra` is collective."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +9,44 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from megatron_exp import files
+from megatron_exp import fingerprint
 from megatron_exp.checkpoint import catalogue
-from megatron_exp.checkpoint.storage import InProcessSave
 from megatron_exp.errors import UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, OptimizerSummary, data_parallel_group
+from megatron_exp.parallel.agreement import on_main
 from megatron_exp.parallel.layout import Layout
 
 _NORM_TOLERANCE = 1e-9
 """Norms are sums in float64 whose order depends on the layout."""
 
 
-def save_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer | None, extra: dict[str, Any]) -> None:
-    """Write a checkpoint that appears whole under `directory`, or not at all.
-
-    Args:
-        directory: the final name, see `catalogue.checkpoint_path`; must not exist.
-        model: weights.
-        optimizer: its state; None writes weights only.
-        extra: JSON-able values of the caller (step, fingerprints, ...), equal on every rank, given back by `load_checkpoint`.
-    """
-    with _shared_directory(Path(directory), model.layout) as partial:
-        dist_checkpointing.save(
-            _state(model, optimizer, is_loading=False), str(partial), InProcessSave(), content_metadata=content_metadata()
-        )
-        summary = optimizer.summary() if optimizer else None
-        if model.layout.is_main:
-            optimizer_summary = summary._asdict() if summary else None
-            catalogue.write_record(partial, dataclasses.asdict(model.shape), model.precision, optimizer_summary, extra)
-        hashes = _hash_files(partial, model.layout)
-        if model.layout.is_main:
-            catalogue.seal(partial, hashes)
-
-
-def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer | None) -> dict[str, Any]:
-    """Check the files, then load weights and, where `optimizer` is given, its state; returns the `extra` of `save_checkpoint`.
+def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer | None, *, is_checked: bool = False) -> dict[str, Any]:
+    """Check the files, then load weights and, where `optimizer` is given, its state; returns the `extra` that was saved.
 
     Weights alone are for a model without an optimizer: one that exists keeps masters of its own, which would win at the next step.
 
+    Args:
+        directory: a checkpoint.
+        model: the weights are put into it.
+        optimizer: its state too.
+        is_checked: `catalogue.verify_checkpoint` has just found it sound, so its files are not read a second time.
+
     Raises:
-        UserError: where a file is damaged, missing or unlisted, or the checkpoint is of another model, or holds no optimizer state.
+        UserError: where a file is damaged, missing or unlisted, or the checkpoint is of another model, holds no optimizer state, or
+            holds it in a form that this layout cannot load.
     """
     assert optimizer or not model.training_chunks, "load weights before the optimizer is built"
     directory = Path(directory)
-    _require_sound_everywhere(directory, model.layout)
+    if not is_checked:
+        on_main(model.layout, lambda: catalogue.require_sound(directory))
     record = catalogue.read_record(directory)
     _check_model(directory, record, model)
-    if optimizer and record["optimizer"] is None:
-        raise UserError(
-            f"{directory} holds weights only, so training cannot go on from it. Resume from a checkpoint that has optimizer state."
-        )
+    if optimizer:
+        _check_optimizer(directory, record, optimizer, model.layout)
+    is_portable = record.get("division") is None
     loaded, unread, absent = dist_checkpointing.load(
-        _state(model, optimizer, is_loading=True), str(directory), strict=StrictHandling.RETURN_ALL
+        state_of(model, optimizer, is_portable, is_loading=True), str(directory), strict=StrictHandling.RETURN_ALL
     )
     differing = absent | (unread if optimizer else {key for key in unread if not key.startswith("optimizer.")})
     if differing:
@@ -84,18 +67,23 @@ def read_extra(directory: Path) -> dict[str, Any]:
     return catalogue.read_record(directory)["extra"]
 
 
-def content_metadata() -> dict[str, Any]:
-    """The form in which megatron stores state: optimizer tensors per parameter, which any layout can load."""
+def content_metadata(is_portable: bool = True) -> dict[str, Any]:
+    """The form in which megatron stores optimizer state.
+
+    Portable: tensors per parameter, which any layout can load, gathered through host memory on the first replica. Else each replica
+    writes its part of the gradient buckets as it lies in memory.
+    """
     return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": True,  # gathered through host memory, on the first replica
+        "distrib_optim_sharding_type": "fully_reshardable" if is_portable else "dp_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": True,
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
 
 
-def _state(model: LanguageModel, optimizer: Optimizer | None, is_loading: bool) -> dict[str, Any]:
-    metadata = {**content_metadata(), "dp_cp_group": data_parallel_group()}
+def state_of(model: LanguageModel, optimizer: Optimizer | None, is_portable: bool, is_loading: bool) -> dict[str, Any]:
+    """What megatron saves, or loads into, for this rank."""
+    metadata = {**content_metadata(is_portable), "dp_cp_group": data_parallel_group()}
     model.complete_weights()
     # The bare model's: inside its gradient buffers every name would begin with `module.`. Tensors are stored under names of their own,
     # which count layers over the whole model, so it does not matter under which part of this rank they stand here.
@@ -105,50 +93,30 @@ def _state(model: LanguageModel, optimizer: Optimizer | None, is_loading: bool) 
     return state
 
 
-@contextlib.contextmanager
-def _shared_directory(directory: Path, layout: Layout) -> Iterator[Path]:
-    """`files.durable_directory` of the main rank, in which all ranks write; it gets its name when all of them are done."""
-    if not layout.is_main:
-        partial = Path(_agreed(layout, None))
-        yield partial
-        layout.barrier()
+def division_of(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
+    """To what optimizer state is bound that is not portable: the division of the model, and the buckets of every part of it."""
+    parts: list[Any] = [None] * layout.world_size
+    dist.all_gather_object(parts, (layout.pp_rank, layout.tp_rank, optimizer.buckets))
+    distinct = sorted({(pp, tp): buckets for pp, tp, buckets in parts}.items())
+    return {"tp": layout.tp_size, "pp": layout.pp_size, "buckets": fingerprint.of_json([[*place, buckets] for place, buckets in distinct])}
+
+
+def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimizer, layout: Layout) -> None:
+    if record["optimizer"] is None:
+        raise UserError(
+            f"{directory} holds weights only, so training cannot go on from it. Resume from a checkpoint that has optimizer state, or begin a new run "
+            "with its weights: `train MANIFEST --from CHECKPOINT --out RUN`."
+        )
+    stored, here = record.get("division"), division_of(optimizer, layout)
+    if stored is None or stored == here:
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            partial = stack.enter_context(files.durable_directory(directory))
-        except UserError as mistake:
-            _agreed(layout, mistake)
-        _agreed(layout, str(partial))
-        yield partial
-    layout.barrier()
-
-
-def _agreed(layout: Layout, answer: Any) -> Any:
-    """The main rank's answer on every rank; where it is a user's mistake, it is raised on every rank."""
-    answer = layout.broadcast(answer)
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
-
-
-def _require_sound_everywhere(directory: Path, layout: Layout) -> None:
-    answer = None
-    if layout.is_main:
-        try:
-            catalogue.require_sound(directory)
-        except UserError as mistake:
-            answer = mistake
-    _agreed(layout, answer)
-
-
-def _hash_files(directory: Path, layout: Layout) -> dict[str, str]:
-    """SHA-256 of every file by relative name; every rank reads its share."""
-    layout.barrier()
-    names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-    mine = {name: files.sha256_file(directory / name) for name in names[layout.rank :: layout.world_size]}
-    shares: list[dict[str, str]] = [{} for _ in range(layout.world_size)]
-    dist.all_gather_object(shares, mine)
-    return {name: sha256 for share in shares for name, sha256 in share.items()}
+    portable = catalogue.newest_portable(directory.parent.parent)
+    remedy = f"The newest checkpoint that any layout can load is {portable}" if portable else "The run has none that any layout can load"
+    raise UserError(
+        f"The optimizer state in {directory} was written in parallel at tp {stored['tp']}, pp {stored['pp']} and loads only there (with any number of "
+        f"replicas whose gradient buckets agree); here are tp {here['tp']}, pp {here['pp']}. {remedy}. Use that one, or the old layout: a stop by SIGTERM "
+        "then leaves a portable one, and so does every training.checkpoint.portable_every. Weights alone (eval, convert) load anywhere."
+    )
 
 
 def _check_model(directory: Path, record: dict[str, Any], model: LanguageModel) -> None:

@@ -1,45 +1,144 @@
-"""megatron-core's torch_dist format, written by this process alone.
+"""megatron-core's torch_dist format, written by this process alone and through `files`.
 
 megatron's own writer forks one process per file and starts a manager process that imports the main script again: seconds at the
-first save, and a hang of all ranks where the script has no main guard, psutil is missing or a fork dies. Saving is synchronous
-here, so the same bytes are written without any of it.
+first save, and a hang of all ranks where the script has no main guard, psutil is missing or a fork dies. Here megatron plans which rank
+writes what, and a thread of each rank writes its file, hashes it meanwhile and reads it back. No process is ever forked.
 """
 
-import functools
+import contextlib
+import errno
+import io
 import queue
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, cast
 
+import orjson
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.filesystem import FileSystem, SerializationFormat, _write_item
+
+from megatron_exp import files
+
+_BACKEND, _VERSION = "torch_dist", 1
 
 
-class InProcessSave(TorchDistSaveShardedStrategy):
-    """Writes one file per rank, in the calling process."""
+class Outcome(NamedTuple):
+    """What one rank wrote: SHA-256 by file name, and where each item lies; or the error it met, as text."""
 
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1, thread_count=1)
+    hashes: dict[str, str]
+    items: list[Any]
+    error: str | None
 
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
-        """Write this rank's part and wait for the others; an error on any rank is raised on all."""
+
+class PartialCheckpoint:
+    """The files of a checkpoint being written by all ranks: `start` on a thread of each, then `gather`, then `complete` on the main rank."""
+
+    def __init__(self, directory: Path, state: dict[str, Any], spread_over: dist.ProcessGroup | None, in_background: bool):
+        """Plan the files (collective).
+
+        Args:
+            directory: exists and is empty; all ranks see it.
+            state: megatron's sharded state dict, with everything that is no tensor.
+            spread_over: the ranks that hold equal weights divide the writing of them; None leaves it to the first.
+            in_background: copy what this rank writes into host memory now, so that training may go on meanwhile.
+        """
+        self._directory = directory
+        sharded, self._common = save_preprocess(state)
+        strategy = _Planning()
+        if spread_over is not None:
+            FullyParallelSaveStrategyWrapper(strategy, spread_over).apply_saving_parallelization(sharded)
         # The writer asks for its queue while it plans; one of this process will do, and an own one for every save.
         filesystem_async._results_queue = queue.SimpleQueue()
-        request = self.async_save(sharded_state_dict, checkpoint_dir)
-        if request.async_fn is not None:
-            transforms = request.async_fn.args[0]
-            request = request._replace(async_fn=functools.partial(_write, transforms))
-        request.execute_sync()
+        self._writer, self._metadata = strategy.async_save(sharded, directory)
+        self._buckets = [_copied(bucket) for bucket in self._writer.write_buckets] if in_background else self._writer.write_buckets
+        self._writing: Future[Outcome] | None = None
+
+    def start(self) -> None:
+        """Let a thread write this rank's part."""
+        worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = worker.submit(self._write)
+        worker.shutdown(wait=False)
+
+    def is_written(self) -> bool:
+        """Whether this rank's part is written, or has failed."""
+        assert self._writing is not None
+        return self._writing.done()
+
+    def gather(self) -> list[Outcome]:
+        """Wait for all ranks (collective): what each wrote, in order of ranks."""
+        assert self._writing is not None
+        error = self._writing.exception()
+        mine = Outcome({}, [], f"{type(error).__name__}: {error}") if error else self._writing.result()
+        outcomes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, mine)
+        if error and not isinstance(error, OSError):
+            raise error
+        return outcomes
+
+    def complete(self, outcomes: list[Outcome]) -> dict[str, str]:
+        """Write what belongs to no rank, on the main one; returns the SHA-256 of every file."""
+        hashes = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}
+        with files.hashed_file(self._directory / COMMON_STATE_FNAME) as common:
+            torch.save(self._common, cast(IO[bytes], common))
+        with files.hashed_file(self._directory / CONFIG_FNAME) as config:
+            config.write(orjson.dumps(asdict(CheckpointingConfig(_BACKEND, _VERSION))))
+        through = _Through()
+        self._writer.fs, self._writer.sync_files = through, False  # `files` syncs
+        self._writer.finish(self._metadata, [outcome.items for outcome in outcomes])
+        return hashes | through.hashes | {COMMON_STATE_FNAME: common.sha256, CONFIG_FNAME: config.sha256}
+
+    def _write(self) -> Outcome:
+        hashes, items = {}, []
+        for path, name, (objects, tensors) in self._buckets:
+            with files.hashed_file(Path(path)) as file:
+                for item, content in chain(objects, tensors):
+                    data = content.cpu() if isinstance(content, torch.Tensor) else content
+                    items.append(_write_item(self._writer.transforms, cast(io.IOBase, file), data, item, name, SerializationFormat.TORCH_SAVE))
+            if files.reread_sha256(Path(path)) != file.sha256:
+                raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+            hashes[name] = file.sha256
+        return Outcome(hashes, items, None)
 
 
-def _write(transforms: list[Any], rank: int, buckets: list[Any], results: queue.SimpleQueue) -> None:
-    """What megatron's writer does in its forks, one bucket (file) after the other; `results` gets {bucket: written items} or an exception."""
-    del rank
-    written: dict[int, Any] = {}
-    for index, bucket in enumerate(buckets):
-        answers: queue.SimpleQueue = queue.SimpleQueue()
-        running: queue.Queue = queue.Queue()
-        running.put(index)
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, index, bucket, answers, running, use_fsync=True)
-        _, written[index] = answers.get()
-    failed = [answer for answer in written.values() if isinstance(answer, Exception)]
-    results.put(failed[0] if failed else written)
+class _Planning(TorchDistSaveShardedStrategy):
+    """megatron's plan of one file per rank, without its way of writing it."""
+
+    def __init__(self) -> None:
+        super().__init__(_BACKEND, _VERSION, thread_count=1)
+
+    def _get_save_and_finalize_callbacks(self, writer: FileSystemWriterAsync, planned: Any) -> tuple[FileSystemWriterAsync, Any]:
+        return writer, planned[1]
+
+
+class _Through(FileSystem):
+    """PyTorch's file system for the one file it writes itself, .metadata: through `files`, and hashed."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        assert mode == "wb", mode
+        with files.hashed_file(Path(path)) as file:
+            yield file
+        self.hashes[Path(path).name] = file.sha256
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        files.rename_file(Path(path), Path(new_path))
+        self.hashes[Path(new_path).name] = self.hashes.pop(Path(path).name)
+
+
+def _copied(bucket: Any) -> Any:
+    path, name, (objects, tensors) = bucket
+    return path, name, (objects, [(item, tensor.detach().to("cpu", copy=True)) for item, tensor in tensors])

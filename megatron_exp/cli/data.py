@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from megatron_exp.cli.show import console, print_counts, progress_line
+from megatron_exp.cli.show import console, print_counts, print_kept, progress_line
 from megatron_exp.cli.tasks import parsed_task
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def plan(
         manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model)
     print_counts(manifest)
     print_data(manifest)
+    print_kept(manifest)
     if waiting := manifest.record["waiting_for_reference"]:
         console.print(
             f"left out until there is a reference model: {', '.join(waiting)}. Train the twin on this manifest, then "

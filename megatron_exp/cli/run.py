@@ -24,6 +24,10 @@ def train(
     mask: Annotated[list[str] | None, typer.Option(help="Leave out this experiment's insertions. Repeatable.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Replace a value under training: a.b=c. Repeatable.")] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint directory.")] = "auto",
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Begin a new run with weights and optimizer state of this checkpoint (or of a run's last).")
+    ] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="A twin: an alert says when losses drift apart. Repeatable.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Read tokens from the copy that `megatron-exp cache` made here.")] = None,
     hang_seconds: Annotated[float, typer.Option(help="A process without a step for so long says where it is and ends; 0: never.")] = 1800,
     processes: Annotated[int, typer.Option(help="Processes on this machine; under torchrun or srun leave it at 1.")] = 1,
@@ -42,6 +46,8 @@ def train(
         masked=tuple(mask or ()),
         overrides=tuple(set_ or ()),
         resume=resume,
+        begin_from=from_,
+        against=tuple(against or ()),
         cache=cache,
         hang_seconds=hang_seconds,
     )

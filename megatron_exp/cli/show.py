@@ -11,7 +11,7 @@ import orjson
 from rich.console import Console
 from rich.table import Column, Table
 
-from megatron_exp.display.numbers import count, duration
+from megatron_exp.display.numbers import count, duration, size
 
 if TYPE_CHECKING:
     from megatron_exp.manifest.reader import Manifest
@@ -51,6 +51,21 @@ def print_counts(manifest: "Manifest") -> None:
             f"reserved for controllers: {reserved:,} tokens ({reserved / manifest.geometry.num_tokens:.3%}) in {budget['reserved_slots']:,} slots",
             highlight=False,
         )
+
+
+def print_kept(manifest: "Manifest") -> None:
+    """The states whose checkpoints stay for good, and what they take."""
+    from megatron_exp.checkpoint.space import checkpoint_bytes
+    from megatron_exp.model.presets import resolve_shape
+    from megatron_exp.shards.corpus import Corpus
+
+    config = manifest.config
+    vocabulary_size = Corpus.open(manifest.corpus_path).vocabulary_size
+    shape = resolve_shape(config.model, vocabulary_size, config.geometry.sequence_length)
+    each = checkpoint_bytes(shape.num_parameters, config.training.precision)
+    states = sorted({*manifest.keep_steps, config.geometry.steps})
+    listed = ", ".join(f"{state:,}" for state in states)
+    console.print(f"checkpoints kept: {listed}: {len(states)} x {size(each)} = {size(len(states) * each)}", highlight=False)
 
 
 def print_verdicts(directory: Path) -> None:

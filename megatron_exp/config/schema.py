@@ -123,11 +123,14 @@ class OptimizerConfig(Strict):
 class CheckpointConfig(Strict):
     """every: steps between rotating checkpoints. keep: states never rotated.
 
-    portable_every: steps between checkpoints that load at any layout (0: only at the end).
+    portable_every: steps between checkpoints that load at any layout (0: only kept ones, and at the end or a stop).
+
+    in_background: a thread writes periodic ones, from a copy in host memory, while training goes on.
     """
 
     every: Positive = 1000
     portable_every: NonNegative = 0
+    in_background: bool = False
     keep: tuple[NonNegative, ...] = ()
 
 
@@ -139,7 +142,7 @@ class ValidationConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """Everything the trainer needs beyond data.
+    """Everything the trainer needs beyond data. wandb_project: where Weights & Biases shows the metrics too (extra `wandb`).
 
     recompute `full`: keep only the input of each layer and compute the rest again in the backward pass: less memory, same weights.
 
@@ -156,6 +159,7 @@ class TrainingConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    wandb_project: str | None = None
 
 
 class ExperimentEntry(Strict):

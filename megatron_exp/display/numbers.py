@@ -48,6 +48,15 @@ def probability(number: float | None) -> str:
     return f"{number:.3f}" if number >= 0.001 else _scientific(number, 2)
 
 
+def size(num_bytes: float) -> str:
+    """A number of bytes in the largest unit that fits: 512 B, 18.3 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.4g} TiB"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction in percent, two significant digits at least: 1.80%, 0.0031%."""
     if fraction is None or math.isnan(fraction):

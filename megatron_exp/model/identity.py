@@ -5,8 +5,11 @@ from megatron_exp.fingerprint import of_json
 from megatron_exp.model.presets import ModelShape
 
 
-def weights_identity(config: Config, shape: ModelShape) -> dict[str, str]:
-    """`model`: shape and initialisation. `training`: precision, schedule and optimizer. As in `identity` of run.json."""
+def weights_identity(config: Config, shape: ModelShape, origin: str | None = None) -> dict[str, str]:
+    """`model`: shape and initialisation (`origin`: fingerprint of the checkpoint it begins from). `training`: precision, schedule and optimizer.
+
+    As in `identity` of run.json.
+    """
     training = config.training
     recipe = {
         "precision": training.precision,
@@ -14,4 +17,4 @@ def weights_identity(config: Config, shape: ModelShape) -> dict[str, str]:
         "schedule": training.schedule.model_dump(),
         "optimizer": training.optimizer.model_dump(),
     }
-    return {"model": of_json([vars(shape), config.seeds.init]), "training": of_json(recipe)}
+    return {"model": of_json([vars(shape), config.seeds.init, *([origin] if origin else [])]), "training": of_json(recipe)}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
@@ -72,7 +73,14 @@ class Optimizer:
         state = self._megatron.sharded_state_dict(model_state, is_loading, metadata=metadata)
         if state["param_state"] is None:
             del state["param_state"]  # the first replica saves it; what is no tensor must be equal on all ranks
+        elif not is_loading:
+            _clear_padding(state["param_state"])
         return state
+
+    @property
+    def buckets(self) -> list[str]:
+        """How many numbers each of this rank's gradient buckets holds; state stored by bucket loads only where these agree."""
+        return [str(part.per_bucket_numel_unpadded) for part in self._megatron.chained_optimizers]
 
     def load_sharded_state(self, state: Mapping[str, Any]) -> None:
         """Take over a loaded state. Rates and coefficients stay those of the configuration, not of the checkpoint."""
@@ -135,7 +143,7 @@ def buffer_config(overlap: bool) -> DistributedDataParallelConfig:
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap,
-        check_for_nan_in_grad=True,
+        check_for_nan_in_grad=False,  # it ends one process and lets the others hang; the norm is finite only where all gradients are
         average_in_collective=False,  # sums, so that the order of divisions does not depend on the layout
     )
 
@@ -187,6 +195,17 @@ def _restore_parameter(part: DistributedOptimizer, model_parameter: torch.nn.Par
     main.copy_(tensors["param"])
     for moment in _MOMENTS:
         part.optimizer.state[main][moment].copy_(tensors[moment])
+
+
+def _clear_padding(state: Any) -> None:
+    """Zeros in the gaps between the parameters of a bucket, where megatron leaves what happened to be in memory."""
+    if isinstance(state, Mapping) and getattr(state.get("padding"), "obj", False):
+        for part in state.values():
+            if isinstance(part, ShardedTensor):
+                part.data.zero_()
+    elif isinstance(state, Mapping | list):
+        for part in state.values() if isinstance(state, Mapping) else state:
+            _clear_padding(part)
 
 
 def data_parallel_group() -> dist.ProcessGroup:

@@ -1,54 +1,50 @@
 """Where measurements go: one JSON object a line in metrics.jsonl, and the same numbers for TensorBoard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from megatron_exp.files import sync_file, write_file
 from megatron_exp.run_record import METRICS_NAME
+from megatron_exp.training.json_log import JsonLog
+from megatron_exp.training.trackers import Detached
 
 TENSORBOARD_NAME = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to the metrics of a run directory. Lines of earlier attempts stay; each line names its attempt and its state.
+    """Appends to the metrics of a run directory. Lines of earlier attempts stay; each line names its attempt and its state."""
 
-    A line is with the operating system after `write` and on disk after `sync`. A last line torn by a kill is cut off at the next start.
-    """
-
-    def __init__(self, directory: Path, attempt: int, step: int):
-        """`attempt` goes into every line; TensorBoard forgets what an earlier attempt showed after state `step`."""
-        self._path = directory / METRICS_NAME
+    def __init__(self, directory: Path, attempt: int, step: int, trackers: Sequence[Detached] = ()):
+        """`attempt` goes into every line; TensorBoard forgets what an earlier attempt showed after state `step`. `trackers` get all numbers."""
+        self._trackers = trackers
+        self._log = JsonLog(directory / METRICS_NAME)
         self._attempt = attempt
-        if self._path.exists():
-            _cut_torn_line(self._path)
-        else:
-            write_file(self._path, b"")
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
         self._board = SummaryWriter(directory / TENSORBOARD_NAME, purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Record what was measured in the state after `step` updates. Values are numbers, or objects of numbers."""
-        line = {"step": step, "attempt": self._attempt, **values}
-        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._log.write({"step": step, "attempt": self._attempt, **values})
         # One event for the whole line: an event for each number costs as much as everything else here together.
-        numbers = [Summary.Value(tag=tag, simple_value=number) for tag, number in _flat(values)]
+        flat = dict(_flat(values))
+        numbers = [Summary.Value(tag=tag, simple_value=number) for tag, number in flat.items()]
         self._board._get_file_writer().add_summary(Summary(value=numbers), step)
+        for tracker in self._trackers:
+            tracker.write(step, flat)
 
     def sync(self) -> None:
         """Make all lines so far durable."""
-        sync_file(self._path)
+        self._log.sync()
         self._board.flush()
 
     def close(self) -> None:
         """Make all lines durable and end."""
-        self.sync()
-        self._file.close()
+        self._log.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -57,11 +53,3 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{key}", number) for key, number in value.items())
         else:
             yield name, value
-
-
-def _cut_torn_line(path: Path) -> None:
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(whole)

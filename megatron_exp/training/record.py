@@ -46,12 +46,13 @@ def begin_attempt(run: Run, overrides: list[str], resumed_from: str | None) -> N
         "state": "running",
         **made_with,
     }
+    earlier = [_ended(one, run.step) for one in before["attempts"]] if before else []
     record = {
         **_what(run.plan, run.model),
         **made_with,
         "created": before["created"] if before else attempt["begun"],
         "state": "running",
-        "attempts": [*(before["attempts"] if before else []), attempt],
+        "attempts": [*earlier, attempt],
     }
     _write(run.plan.directory, record)
 
@@ -62,12 +63,16 @@ def is_newest(run: Run) -> bool:
     return record is not None and record["attempts"][-1]["attempt"] == run.attempt
 
 
-def end_attempt(directory: Path, step: int, state: str) -> None:
-    """Note how the newest attempt ended: `finished`, `stopped` (go on with `--resume auto`) or `failed`; call on the main process."""
+def end_attempt(directory: Path, attempt: int, step: int, state: str, error: BaseException | None = None) -> None:
+    """Note how an attempt ended: `finished`, `stopped` (go on with `--resume auto`) or `failed`, with its error; call on the main process."""
     record = read_record(directory)
     assert record is not None
-    record["state"] = state
-    record["attempts"][-1] |= {"state": state, "ended": _now(), "step": step}
+    entry = next(one for one in record["attempts"] if one["attempt"] == attempt)
+    entry |= {"state": state, "ended": _now(), "step": step}
+    if error is not None:
+        entry["error"] = {"type": type(error).__name__, "message": str(error)}
+    if entry is record["attempts"][-1]:
+        record["state"] = state
     _write(directory, record)
 
 
@@ -75,7 +80,12 @@ def settle(directory: Path, step: int) -> None:
     """Enter a run as finished whose last attempt was killed between its last checkpoint and its end; call on the main process."""
     record = read_record(directory)
     if record and record["state"] != "finished":
-        end_attempt(directory, step, "finished")
+        end_attempt(directory, record["attempts"][-1]["attempt"], step, "finished")
+
+
+def _ended(attempt: dict[str, Any], step: int) -> dict[str, Any]:
+    """An attempt that nobody ended was killed; what it reached is the state that the next one, now beginning at `step`, found."""
+    return attempt | {"state": "killed", "step": step} if attempt["state"] == "running" else attempt
 
 
 def _what(plan: Plan, model: LanguageModel) -> dict[str, Any]:
@@ -88,6 +98,7 @@ def _what(plan: Plan, model: LanguageModel) -> dict[str, Any]:
         "corpus": {"path": str(plan.base.corpus.path.resolve()), "fingerprint": plan.base.corpus.fingerprint},
         "stream": {"fingerprint": plan.identity["data"]},
         "identity": plan.identity,
+        "from": plan.origin.record if plan.origin else None,
         "baseline": plan.baseline,
         "masked": sorted(plan.masked),
         "model": {**shape, "num_parameters": model.shape.num_parameters},

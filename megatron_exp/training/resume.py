@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from megatron_exp.checkpoint.catalogue import list_checkpoints, newest_verified, require_sound
 from megatron_exp.checkpoint.state import read_extra
 from megatron_exp.errors import UserError
+from megatron_exp.training.ownership import refuse_if_owned
 from megatron_exp.training.record import read_record
 from megatron_exp.training.run import Plan
 
@@ -27,8 +28,9 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     """Decide by RESUME: `auto` (the newest sound checkpoint, else the start), `never`, or the path of a checkpoint.
 
     Raises:
-        UserError: where the directory holds another run, or RESUME does not fit what is there.
+        UserError: where the directory holds another run or is being trained into, or RESUME does not fit what is there.
     """
+    refuse_if_owned(plan.directory)
     record = read_record(plan.directory)
     if record is None and list_checkpoints(plan.directory):
         raise UserError(

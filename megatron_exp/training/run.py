@@ -13,6 +13,7 @@ from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.stream.base import Stream as BaseStream
 from megatron_exp.training.data import Batch, Feed, Stream
+from megatron_exp.training.origin import Origin
 from megatron_exp.training.schedule import Schedule
 
 
@@ -29,6 +30,8 @@ class Plan:
     masked: frozenset[str]
     identity: dict[str, str]
     """Name to fingerprint of everything that must be the same for two attempts to be one run."""
+    origin: Origin | None = None
+    """Whose weights it begins with, where not with initial ones."""
 
     @property
     def num_steps(self) -> int:
@@ -69,7 +72,11 @@ class Run:
     step: int
     hook_states: dict[str, Any] = field(default_factory=dict)
     """What each hook left in the checkpoint that this attempt goes on from."""
+    resumed_from: Path | None = None
+    """That checkpoint, which was found sound; None at the start of a run."""
     last: Update | None = None
+    validation: tuple[int, float] | None = None
+    """State and loss of the newest validation of this attempt."""
     stop: bool = False
 
     @property

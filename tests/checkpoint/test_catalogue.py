@@ -89,3 +89,24 @@ def test_rotation_clears_what_a_killed_process_left(tmp_path):
     (tmp_path / "checkpoints" / "step-00000002.123.partial").mkdir()
     catalogue.rotate_checkpoints(tmp_path, keep=())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_rotation_keeps_the_newest_portable_one_besides(tmp_path):
+    for step in range(1, 7):
+        path = make(tmp_path, step)
+        portable = step in (1, 3)
+        (path / "checkpoint.json").write_bytes(catalogue.record_bytes({}, "fp32", None, {}, None if portable else {"tp": 1}))
+        catalogue.seal(path, {name: files.sha256_file(path / name) for name in ("__0_0.distcp", "common.pt", "checkpoint.json")})
+    catalogue.rotate_checkpoints(tmp_path, keep=())
+    assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [3, 5, 6]
+    assert catalogue.newest_portable(tmp_path) == catalogue.checkpoint_path(tmp_path, 3)
+
+
+def test_rotation_reads_no_checkpoint_twice(tmp_path, monkeypatch):
+    for step in range(1, 4):
+        make(tmp_path, step)
+    known = set()
+    catalogue.rotate_checkpoints(tmp_path, keep=(), known_sound=known)
+    monkeypatch.setattr(catalogue, "verify_checkpoint", lambda path: pytest.fail(f"{path} is read again"))
+    catalogue.rotate_checkpoints(tmp_path, keep=(), known_sound=known)
+    assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [2, 3]

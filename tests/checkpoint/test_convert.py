@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_exp.checkpoint.catalogue import list_checkpoints, read_record, verify_checkpoint
 from megatron_exp.checkpoint.convert import from_huggingface, to_huggingface
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.checkpoint.stored import StoredTensors
 from megatron_exp.model.build import build_model
 from megatron_exp.model.presets import ModelShape

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.convert import from_huggingface, to_huggingface
-from megatron_exp.checkpoint.state import save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
 from megatron_exp.errors import UserError
 from tests.model.tiny import running, tiny_model
 

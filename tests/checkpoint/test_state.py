@@ -1,8 +1,10 @@
+import orjson
 import pytest
 import torch
 
 from megatron_exp.checkpoint import catalogue
-from megatron_exp.checkpoint.state import load_checkpoint, read_extra, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint, read_extra
 from megatron_exp.errors import UserError
 from megatron_exp.model.scoring import token_scores
 from tests.model.tiny import running, same_weights, tiny_model, tokens_of, train, trainable
@@ -14,11 +16,12 @@ def layout():
         yield layout
 
 
+@pytest.mark.parametrize("is_portable", [True, False], ids=["portable", "parallel"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_is_bitwise_the_uninterrupted_run(layout, tmp_path, precision):
+def test_resume_is_bitwise_the_uninterrupted_run(layout, tmp_path, precision, is_portable):
     whole = trainable(layout, precision)
     train(*whole, range(3))
-    save_checkpoint(tmp_path / "step-00000003", *whole, {"step": 3, "note": "here"})
+    save_checkpoint(tmp_path / "step-00000003", *whole, {"step": 3, "note": "here"}, is_portable=is_portable)
     expected = train(*whole, range(3, 7))
 
     resumed = trainable(layout, precision, seed=1)
@@ -50,9 +53,10 @@ def test_weights_alone_are_loaded_for_scoring(layout, tmp_path):
     model, optimizer = trainable(layout)
     train(model, optimizer, range(2))
     save_checkpoint(tmp_path / "full", model, optimizer, {})
+    save_checkpoint(tmp_path / "parallel", model, optimizer, {}, is_portable=False)
     save_checkpoint(tmp_path / "light", model, None, {})
     expected = token_scores(model, tokens_of(5)).losses
-    for name in ("full", "light"):
+    for name in ("full", "parallel", "light"):
         reader = tiny_model(layout, seed=1)
         load_checkpoint(tmp_path / name, reader, None)
         assert torch.equal(token_scores(reader, tokens_of(5)).losses, expected)
@@ -92,3 +96,25 @@ def test_a_failed_save_leaves_nothing_behind(layout, tmp_path):
     with pytest.raises(TypeError):
         save_checkpoint(tmp_path / "one", tiny_model(layout), None, {"step": object()})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parallel_checkpoint_has_the_same_bytes_every_time(layout, tmp_path):
+    """The gaps between parameters of a bucket must not hold what happened to be in memory."""
+    for name in ("one", "other"):
+        whole = trainable(layout, layers=1, hidden=24, ffn=20)
+        train(*whole, range(2))
+        save_checkpoint(tmp_path / name, *whole, {}, is_portable=False)
+    assert (tmp_path / "one" / "__0_0.distcp").read_bytes() == (tmp_path / "other" / "__0_0.distcp").read_bytes()
+
+
+def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one_named(layout, tmp_path):
+    whole = trainable(layout)
+    portable, parallel = (catalogue.checkpoint_path(tmp_path, step) for step in (1, 2))
+    save_checkpoint(portable, *whole, {})
+    save_checkpoint(parallel, *whole, {}, is_portable=False)
+    record = orjson.loads((parallel / "checkpoint.json").read_bytes())
+    record["division"] |= {"tp": 2, "buckets": "another"}
+    (parallel / "checkpoint.json").write_bytes(orjson.dumps(record))
+    with pytest.raises(UserError, match=r"at tp 2, pp 1 and loads only there.*here are tp 1, pp 1.*can load is .*step-00000001"):
+        load_checkpoint(parallel, *trainable(layout), is_checked=True)
+    load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)

@@ -15,6 +15,9 @@ def test_what_was_not_measured_is_never_a_number(write, missing):
     ("text", "expected"),
     [
         (numbers.count(999_999), "999,999"),
+        (numbers.size(512), "512 B"),
+        (numbers.size(1.5 * 2**30), "1.5 GiB"),
+        (numbers.size(3 * 2**50), "3,072 TiB"),
         (numbers.count(1_228_800), "1.23M"),
         (numbers.measured(-0.0123456), "−0.0123"),
         (numbers.measured(1.5e-9), "1.50\u00a0×\u00a010⁻⁹"),

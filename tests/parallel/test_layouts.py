@@ -16,8 +16,10 @@ import torch
 
 from megatron_exp.checkpoint.convert import to_huggingface
 from megatron_exp.checkpoint.convert_names import correspondences
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.checkpoint.stored import StoredTensors
+from megatron_exp.errors import UserError
 from megatron_exp.model.presets import Z_LOSS_WEIGHT
 from tests.model.test_olmo2 import build_pair
 from tests.model.tiny import mask_of, running, same_weights, tiny_model, tokens_of, train
@@ -207,3 +209,40 @@ def test_a_checkpoint_of_any_layout_goes_on_in_one_process(case, directory):
         model, optimizer = model_of(layout, seed=1)
         load_checkpoint(directory / f"{name}-trained", model, optimizer)
         assert train(model, optimizer, [3], 2)[0].loss == pytest.approx(ranks[0]["moved"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYOUTS["two"])
+def test_a_portable_checkpoint_of_two_tensor_ranks_loses_the_same_in_every_layout(measured, name):
+    expected = measured("two")["tp2"][0]["going_on"]
+    assert [rank["resharded"] for rank in measured("two")[name]] == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_a_portable_checkpoint_of_two_tensor_ranks_loses_the_same_in_one_process(measured, directory):
+    expected = measured("two")["tp2"][0]["going_on"]
+    with running() as layout:
+        model, optimizer = model_of(layout, seed=1)
+        load_checkpoint(directory / "tp2-trained", model, optimizer)
+        assert train(model, optimizer, [3], 2)[0].loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_parallel_checkpoint_of_two_replicas_has_a_part_of_each_and_goes_on_in_one(measured, directory):
+    expected = measured("two")["dp2"][0]["going_on"]
+    parallel = directory / "dp2-parallel"
+    one, other = sorted(path.stat().st_size for path in parallel.glob("*.distcp"))
+    assert one > 0.4 * (one + other), "the replicas share the writing"
+    with running() as layout:
+        model, optimizer = model_of(layout, seed=1)
+        load_checkpoint(parallel, model, optimizer)
+        assert train(model, optimizer, [3], 2)[0].loss == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-interleaved"])
+def test_a_parallel_checkpoint_of_another_division_is_refused_but_its_weights_load(measured, directory, name):
+    assert measured("two")[name]
+    with running() as layout:
+        with pytest.raises(UserError, match="loads only there"):
+            load_checkpoint(directory / f"{name}-parallel", *model_of(layout))
+        weights_alone, full = (tiny_model(layout, seed=seed, kv_groups=2, layers=LAYERS) for seed in (1, 2))
+        load_checkpoint(directory / f"{name}-parallel", weights_alone, None)
+        load_checkpoint(directory / f"{name}-trained", full, None)
+        assert same_weights(weights_alone, full)

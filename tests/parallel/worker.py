@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.schema import OptimizerConfig, ParallelConfig
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.noise import applied_noise
@@ -113,12 +114,19 @@ def short_run(layout: Layout, directory: Path, name: str) -> dict:
     at_once = micro_batch_size(layout)
     updates = train(model, optimizer, STEPS, at_once, noise=NOISE)
     save_checkpoint(directory / f"{name}-trained", model, optimizer, {"steps": len(STEPS)})
+    save_checkpoint(directory / f"{name}-parallel", model, optimizer, {"steps": len(STEPS)}, is_portable=False)
     going_on = train(model, optimizer, [3], at_once)
-    resumed, its_optimizer = model_of(layout, seed=1)
-    extra = load_checkpoint(directory / f"{name}-trained", resumed, its_optimizer)
-    is_bitwise = train(resumed, its_optimizer, [3], at_once) == going_on and same_weights(resumed, model)
+    bitwise = []
+    for form in ("trained", "parallel"):
+        resumed, its_optimizer = model_of(layout, seed=1)
+        extra = load_checkpoint(directory / f"{name}-{form}", resumed, its_optimizer)
+        bitwise.append(train(resumed, its_optimizer, [3], at_once) == going_on and same_weights(resumed, model))
+    is_bitwise = all(bitwise)
     moved, its_optimizer = model_of(layout, seed=1)
     load_checkpoint(directory / "single-trained", moved, its_optimizer)
+    resharded, that_optimizer = model_of(layout, seed=1)
+    if (directory / "tp2-trained").exists():  # the first of the pairs is tp2, and what it saved is loaded by all
+        load_checkpoint(directory / "tp2-trained", resharded, that_optimizer)
     tokens, mask = tokens_of(7)[:, :30], mask_of(7)[:, :29]
     scorer = Scorer(model)
     return {
@@ -131,7 +139,9 @@ def short_run(layout: Layout, directory: Path, name: str) -> dict:
         "z_losses": [update.z_loss for update in updates],
         "grad_norms": [update.grad_norm for update in updates],
         "resume": (extra, all(layout.gather_replicas(is_bitwise)), is_bitwise),
+        "going_on": going_on[0].loss,
         "moved": train(moved, its_optimizer, [3], at_once)[0].loss,
+        "resharded": train(resharded, that_optimizer, [3], at_once)[0].loss,
         "scores": token_scores(model, tokens),
         "odd": [token_scores(model, tokens[:rows]).losses for rows in (1, 3)] + [embedding_gradients(model, tokens[:3], mask[:3])],
         "next_logits": next_token_logits(model, tokens, torch.tensor([0, 17, 29, 5])),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.scoring.batched import LogLikelihoodRequest
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.huggingface import HuggingFaceScorer

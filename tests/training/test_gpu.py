@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_exp.checkpoint.state import load_checkpoint, save_checkpoint
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import is_sound

@@ -9,7 +9,7 @@ from megatron_exp.training.run import Run
 
 
 class RecordHook(Hook):
-    """A killed attempt stays `running` in the record; the next one is entered after it.
+    """A killed attempt stays `running` in the record until the next one is entered after it and calls it `killed`.
 
     An attempt that was only believed dead (its node lost touch with the scheduler) finds the next one in the record and ends before
     it writes another checkpoint.
@@ -36,9 +36,8 @@ class RecordHook(Hook):
 
     def on_end(self, run: Run) -> None:
         if self._is_entered:
-            end_attempt(run.plan.directory, run.step, "finished" if run.is_over else "stopped")
+            end_attempt(run.plan.directory, run.attempt, run.step, "finished" if run.is_over else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        del error
         if self._is_entered:
-            end_attempt(run.plan.directory, run.step, "failed")
+            end_attempt(run.plan.directory, run.attempt, run.step, "failed", error)

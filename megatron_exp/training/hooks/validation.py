@@ -32,6 +32,7 @@ class ValidationHook(Hook):
         num_slots = run.plan.config.training.validation.slots
         if num_slots:
             loss = validation_loss(run, num_slots)
+            run.validation = (run.step, loss)
             if self._log:
                 self._log.write(run.step, {"validation_loss": loss})
 

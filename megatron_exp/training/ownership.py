@@ -1,0 +1,133 @@
+"""One process group trains into a run directory. Others are refused.
+
+Lock files and locks of the file system are not to be relied on over NFS; a whole file that replaces another is. RUN/owner.json names
+the process that trains (machine, process, start), and while it lives a thread of it rewrites the file with a higher beat. Whoever comes
+to a directory with an owner looks whether that process exists, where it runs on the same machine, or else whether the beat moves. An owner
+reads the file again before it writes anything that counts, so that of two who came at the same moment only the last one goes on.
+"""
+
+import logging
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from megatron_exp.errors import UserError
+from megatron_exp.files import write_file
+
+OWNER_NAME = "owner.json"
+SCHEMA_VERSION = 1
+BEAT_SECONDS = 15.0
+PATIENCE_BEATS = 4
+"""An owner on another machine that does not beat for this long is taken for dead."""
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_if_owned(directory: Path) -> None:
+    """UserError where a living process trains into DIRECTORY; waits for a sign of life of one on another machine."""
+    found = _read(directory)
+    if found and found["state"] == "training" and _is_alive(directory, found):
+        raise UserError(
+            f"{directory} is being trained into by process {found['process']} on {found['host']} (attempt {found['attempt']}, since {found['since']}). Two at "
+            "a time would destroy the run. Wait until it ends, stop it, or train into another directory."
+        )
+
+
+class Ownership:
+    """This process's claim to a run directory, kept up by a thread until `release`."""
+
+    def __init__(self, directory: Path, attempt: int):
+        """Claim DIRECTORY; call `refuse_if_owned` before."""
+        self._path = Path(directory) / OWNER_NAME
+        self._record: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "state": "training",
+            **_process(psutil.Process()),
+            "claim": time.monotonic_ns(),
+            "host": socket.gethostname(),
+            "attempt": attempt,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "beat": 0,
+        }
+        self._over = threading.Event()
+        self._write()
+        self._beating = threading.Thread(target=self._beat, name="owner", daemon=True)
+        self._beating.start()
+
+    def require(self) -> None:
+        """UserError where another process has taken the directory over."""
+        found = _read(self._path.parent)
+        if found is None or _claim(found) != _claim(self._record):
+            by = f"process {found['process']} on {found['host']}" if found else "somebody who removed owner.json"
+            raise UserError(
+                f"{self._path.parent} was taken over by {by}. This process stops here and writes no more into it. Start only one `train` per run directory."
+            )
+
+    def release(self) -> None:
+        """Let the next one in at once; leaves the file alone where it is another's by now."""
+        self._over.set()
+        self._beating.join()
+        found = _read(self._path.parent)
+        if found and _claim(found) == _claim(self._record):
+            self._record["state"] = "released"
+            self._write()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                found = _read(self._path.parent)
+                if found is None or _claim(found) != _claim(self._record):
+                    return  # `require` says so where it can be said
+                self._record["beat"] += 1
+                self._write()
+            except OSError as error:
+                logger.warning("%s could not be renewed (%s); it is tried again in %.0f s.", self._path, error, BEAT_SECONDS)
+
+    def _write(self) -> None:
+        write_file(self._path, orjson.dumps(self._record, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    path = Path(directory) / OWNER_NAME
+    try:
+        return orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON ({error}). If nobody trains into this directory, remove the file.") from error
+
+
+def _claim(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("machine", "process", "process_start", "claim"))
+
+
+def _process(process: psutil.Process) -> dict[str, Any]:
+    """Which process, on which start of which machine; containers that share a machine do not share process numbers."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    numbers = Path("/proc/self/ns/pid").readlink()
+    return {"machine": f"{boot} {numbers}", "process": process.pid, "process_start": process.create_time()}
+
+
+def _is_alive(directory: Path, found: dict[str, Any]) -> bool:
+    if found["machine"] == _process(psutil.Process())["machine"]:
+        try:
+            return psutil.Process(found["process"]).create_time() == found["process_start"] and found["process"] != psutil.Process().pid
+        except psutil.NoSuchProcess:
+            return False
+    seconds = PATIENCE_BEATS * BEAT_SECONDS
+    logger.info("%s was claimed by %s; waiting up to %.0f s for a sign of life.", directory, found["host"], seconds)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, BEAT_SECONDS / 20))
+        now = _read(directory)
+        if now is None or now["state"] != "training":
+            return False
+        if now != found:
+            return True
+    return False
