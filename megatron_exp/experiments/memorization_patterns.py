@@ -61,6 +61,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 _TYPE_CODES = {"plain": 0, "random": 1, "rare": 2, "model-based": 3}
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
+_FEWEST_FORBIDDEN = 8
 _HELD_OUT, _POOL = "held-out", "held-out-pool"
 
 
@@ -232,12 +233,16 @@ class MemorizationPatterns(PaperDesign, Experiment):
                 yield Request(item=item.item, kind="tokens", where=window, copies=item.metadata["copies"])
 
     def forbidden(self, items: Sequence[Item]) -> Iterator[Forbidden]:
-        """The held-out dialogues, and all canaries of eight tokens or more (a shorter one may stand elsewhere by chance)."""
+        """The held-out dialogues, and the canaries of eight tokens or more (a shorter one may stand elsewhere by chance), the pool's left out."""
         yield from super().forbidden(items)
-        canaries = {item.payload[span.start : span.end].tobytes(): item for item in items for span in item.spans if span.name == "suffix"}  # type: ignore[index]
-        for string, item in canaries.items():
-            if len(tokens := np.frombuffer(string, np.int32)) >= 8:
-                yield Forbidden(tokens, f"the canary of its item {item.item} ({item.condition})")
+        told: set[bytes] = set()
+        for item in items:
+            assert item.payload is not None
+            for span in item.spans if not item.condition.endswith(_POOL) else ():
+                tokens = item.payload[span.start : span.end]
+                if span.name == "suffix" and len(tokens) >= _FEWEST_FORBIDDEN and tokens.tobytes() not in told:
+                    told.add(tokens.tobytes())
+                    yield Forbidden(tokens, f"the canary of its item {item.item} ({item.condition})")
 
     def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
         """`target`: the suffix, or the dialogue where there is none. `dialogue`: the dialogue before a suffix. Both in the final state."""

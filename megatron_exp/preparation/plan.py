@@ -39,6 +39,7 @@ from megatron_exp.preparation.extends import require_same_frame, require_same_ro
 from megatron_exp.preparation.order import WAITING, Order, placing_order
 from megatron_exp.preparation.pool import PoolAllocator
 from megatron_exp.preparation.reference import Reference
+from megatron_exp.preparation.safety import Planned, require_apart, require_clean_sources
 from megatron_exp.search.base_rates import BaseRates
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
@@ -89,8 +90,11 @@ def plan(
         if extends:
             require_same_frame(config, corpus, stream, extends, order)
         designed = design(config, corpus, stream, order, found, reference)
+        planned = [Planned(one.entry.name, one.experiment, one.items) for one in designed if one.entry.enabled]
+        require_apart(planned)
         designed = rearrange(designed) if rearrange else designed
         wanted, placement = place_all(designed, stream, config)
+        require_clean_sources(planned, [one for one in wanted if isinstance(one, Wanted)], stream)
         _write(directory, config, corpus, stream, designed, order, wanted, placement, extends, found, reference)
     if reference:
         reference.close()
