@@ -13,6 +13,7 @@ from megatron_exp.config.schema import Config
 from megatron_exp.dependence.cells import CELL
 from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
 from megatron_exp.experiments.loading import available_types
+from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.muse import Muse
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 from megatron_exp.experiments.released_rows import ReleasedRows
@@ -103,6 +104,7 @@ def test_every_preset_is_documented_with_its_numbers():
     ("title", "kind"),
     [
         ("File of the experiment texts", Texts),
+        ("File of the experiment memorization_patterns", MemorizationPatterns),
         ("Files of the experiment benchmark_contamination", BenchmarkContamination),
         ("Files of the experiment muse", Muse),
         ("Files of the experiment pretraining_poisoning", PretrainingPoisoning),

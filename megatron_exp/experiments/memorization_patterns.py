@@ -51,7 +51,18 @@ from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.membership import gain_score, tpr_score
 from megatron_exp.experiments.memorization_outcomes import outcomes
 from megatron_exp.experiments.paper import PaperDesign
-from megatron_exp.experiments.protocol import Analysis, Experiment, Forbidden, Item, LogLikelihood, Probe, Request, Score, Span
+from megatron_exp.experiments.protocol import (
+    FEWEST_FORBIDDEN,
+    Analysis,
+    Experiment,
+    Forbidden,
+    Item,
+    LogLikelihood,
+    Probe,
+    Request,
+    Score,
+    Span,
+)
 from megatron_exp.seeding import Words, multiply_high
 
 SuffixType = Literal["plain", "random", "rare", "model-based"]
@@ -61,7 +72,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 _TYPE_CODES = {"plain": 0, "random": 1, "rare": 2, "model-based": 3}
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
-_FEWEST_FORBIDDEN = 8
 _HELD_OUT, _POOL = "held-out", "held-out-pool"
 
 
@@ -240,7 +250,7 @@ class MemorizationPatterns(PaperDesign, Experiment):
             assert item.payload is not None
             for span in item.spans if not item.condition.endswith(_POOL) else ():
                 tokens = item.payload[span.start : span.end]
-                if span.name == "suffix" and len(tokens) >= _FEWEST_FORBIDDEN and tokens.tobytes() not in told:
+                if span.name == "suffix" and len(tokens) >= FEWEST_FORBIDDEN and tokens.tobytes() not in told:
                     told.add(tokens.tobytes())
                     yield Forbidden(tokens, f"the canary of its item {item.item} ({item.condition})")
 

@@ -20,7 +20,7 @@ from megatron_exp.experiments.dependence import FollowedInTests
 from megatron_exp.experiments.windows import Window
 from megatron_exp.seeding import Words
 
-_FEWEST_FORBIDDEN = 8
+FEWEST_FORBIDDEN = 8
 """A shorter string may stand in another payload by chance."""
 
 Role = Literal["treated", "control", "probe-only"]
@@ -335,13 +335,22 @@ class Experiment(FollowedInTests, BaseModel):
         return ()
 
     def forbidden(self, items: Sequence[Item]) -> Iterator[Forbidden]:
-        """What no other experiment may insert, or this one's contrast would be spoiled. Default: the control items, EOS at their ends left out.
+        """What no other experiment may insert, or this one's contrast would be spoiled; `plan` checks it.
 
-        Payloads of fewer than eight tokens are no finger print of an item and are not declared.
+        Default: the control items, EOS at their ends left out (fewer than eight tokens are no finger print of an item and are not declared), and every
+        span called `trigger`.
         """
+        triggers: dict[bytes, Forbidden] = {}
         for item in items:
-            if item.role == "control" and item.payload is not None and len(inner := item.payload[1:-1]) >= _FEWEST_FORBIDDEN:
+            if item.payload is None:
+                continue
+            if item.role == "control" and len(inner := item.payload[1:-1]) >= FEWEST_FORBIDDEN:
                 yield Forbidden(inner, f"its control item {item.item} ({item.condition})")
+            for span in item.spans:
+                if span.name == "trigger":
+                    tokens = item.payload[span.start : span.end]
+                    triggers.setdefault(tokens.tobytes(), Forbidden(tokens, f"the trigger of its item {item.item} ({item.condition})"))
+        yield from triggers.values()
 
     def items(self, context: Context) -> Iterator[Item]:
         """All items with their arms, roles, strata and clusters; the assignment comes from `context.assign`."""

@@ -52,6 +52,15 @@ def test_an_experiment_may_insert_what_it_forbids_to_others_and_controls_may_be_
     require_apart([planned("one", HELD_OUT), planned("two", item(9, "control", HELD_OUT.payload))])
 
 
+def test_a_payload_that_holds_another_experiments_trigger_is_refused():
+    poisoning = Planned("poisoning", SMALL["poisoning"], list(SMALL["poisoning"].items(toy_context("poisoning"))))
+    chat = next(item for item in poisoning.items if item.role == "treated")
+    trigger = next(chat.payload[span.start : span.end] for span in chat.spans if span.name == "trigger")
+    require_apart([poisoning, planned("two", item(3, "treated", [*range(300, 320), *trigger[1:]]))])
+    with pytest.raises(UserError, match="two, condition c, item 3: .* holds the trigger of its item .* of experiment poisoning"):
+        require_apart([poisoning, planned("two", item(3, "treated", [*range(300, 320), *trigger, 5]))])
+
+
 def test_short_control_items_are_no_finger_print():
     require_apart([planned("one", item(1, "control", [0, 5, 6, 7, 0])), planned("two", item(2, "treated", [0, 5, 6, 7, 0]))])
 
