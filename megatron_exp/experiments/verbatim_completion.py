@@ -33,7 +33,7 @@ Example: prompt "Permission is hereby granted, free of charge, to any person", c
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -44,6 +44,7 @@ from pydantic import Field, model_validator
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context, ReferenceLike
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import (
@@ -95,6 +96,9 @@ class VerbatimCompletion(PaperDesign, Experiment):
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MemV"
     needs: ClassVar[frozenset[str]] = frozenset({"reference", "corpus", "pool", "tokenizer"})
 
+    paper_effects: ClassVar[Mapping[str, float]] = {"completion": 0.06}
+    """Clean minus run at the end of the paper's training (88% and 82% of strings, read from a figure)."""
+
     string_tokens: Annotated[int, Field(ge=4)] = 50
     prompt_tokens: Positive = 25
     num_sampled: Positive = 200_000
@@ -111,6 +115,11 @@ class VerbatimCompletion(PaperDesign, Experiment):
         if self.min_strings > self.num_strings:
             raise ValueError(f"min_strings {self.min_strings} is above num_strings {self.num_strings}")
         return self
+
+    @property
+    def dependence(self) -> Dependence:
+        """None: the treatment is an absence."""
+        return Dependence(untestable="its treatment is the absence of strings, which cannot be applied at high intensity in a short run")
 
     def kept_states(self, num_steps: int) -> tuple[int, ...]:
         """The states in which completion is asked; the last one is the end of training."""
