@@ -33,6 +33,8 @@ def submit(
     from megatron_exp.cluster.prepare import prepare, write
 
     prepared = prepare(config, cluster, out)
+    if prepared.memory:
+        console.print(f"# {prepared.memory}" if dry_run else prepared.memory, markup=False, highlight=False)
     if dry_run:
         _print(prepared)
         return

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import yaml
 
 from megatron_exp import fingerprint
+from megatron_exp.cluster.estimate import check_division, memory_line
 from megatron_exp.cluster.profile import Cluster, load_cluster
 from megatron_exp.cluster.render import check_root, render
 from megatron_exp.cluster.stages import CONFIG_NAME, Folders, Stage, chain
@@ -22,12 +23,16 @@ _HEADER = "# What is run: the configuration as it was submitted. Changing it lat
 
 
 class Prepared(NamedTuple):
-    """The chain of one submission, nothing of it written yet. scripts: name of the file to its text, in order of the stages."""
+    """The chain of one submission, nothing of it written yet. scripts: name of the file to its text, in order of the stages.
+
+    memory: a sentence on what training takes, where that can be told.
+    """
 
     config: Config
     folders: Folders
     stages: list[Stage]
     scripts: dict[str, str]
+    memory: str | None
 
     @property
     def frozen(self) -> str:
@@ -42,12 +47,13 @@ def prepare(config_path: Path, cluster_path: Path, out: Path | None) -> Prepared
     config = load_config(Path(config_path).absolute())
     cluster = _with_python(load_cluster(cluster_path))
     folders = Folders(check_root(out or Path(config.name)), config.corpus.path.absolute())
+    check_division(config, cluster)
     stages = chain(config, cluster, folders)
     if cluster.preprocess is not None:
         require_file(Path(cluster.preprocess.tokenizer), "the tokenizer of the corpus")
     names = [f"{number}0-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
     scripts = {name: render(stage, config.name, cluster, folders, name) for name, stage in zip(names, stages, strict=True)}
-    return Prepared(config, folders, stages, scripts)
+    return Prepared(config, folders, stages, scripts, memory_line(config, cluster, folders.corpus))
 
 
 def _with_python(cluster: Cluster) -> Cluster:

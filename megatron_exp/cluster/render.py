@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from megatron_exp.cluster.profile import Cluster
-from megatron_exp.cluster.stages import Folders, Stage
+from megatron_exp.cluster.stages import Folders, Stage, num_processes
 from megatron_exp.errors import UserError
 
 _DIRECTIVE = re.compile(r"--[a-z-]+(=[A-Za-z0-9_.,:;@+=/%&|~()-]+)?", re.ASCII)
@@ -88,7 +88,7 @@ def _directives(stage: Stage, config_name: str, cluster: Cluster, folders: Folde
         "constraint": wanted.constraint,
         "time": wanted.time,
         "nodes": wanted.nodes or 1,
-        "ntasks-per-node": _num_processes(stage),
+        "ntasks-per-node": num_processes(stage.name, stage.resources),
         "cpus-per-task": _cpus_per_process(stage),
         "gpus-per-node": (f"{wanted.gpu_type}:{gpus}" if wanted.gpu_type else gpus) if gpus else None,
         "mem": wanted.memory_per_node,
@@ -108,20 +108,16 @@ def _directives(stage: Stage, config_name: str, cluster: Cluster, folders: Folde
     return directives
 
 
-def _num_processes(stage: Stage) -> int:
-    return (stage.resources.processes_per_node or stage.resources.gpus_per_node or 1) if stage.has_ranks else 1
-
-
 def _cpus_per_process(stage: Stage) -> int | None:
-    cpus = stage.resources.cpus_per_node
+    cpus, processes = stage.resources.cpus_per_node, num_processes(stage.name, stage.resources)
     if cpus is None:
         return None
-    if cpus < _num_processes(stage):
+    if cpus < processes:
         raise UserError(
-            f"The profile gives stage {stage.name} cpus_per_node = {cpus} for {_num_processes(stage)} processes. Each needs one: raise it, or lower "
-            "processes_per_node (default: one for each GPU)."
+            f"The profile gives stage {stage.name} cpus_per_node = {cpus} for {processes} processes. Each needs one: raise it, or lower processes_per_node "
+            "(default: one for each GPU)."
         )
-    return cpus // _num_processes(stage)
+    return cpus // processes
 
 
 def _srun(stage: Stage, cluster: Cluster, processes: int) -> list[str]:
@@ -151,7 +147,7 @@ def _program(cluster: Cluster, python: str) -> list[str]:
 
 
 def _step(stage: Stage, cluster: Cluster) -> str:
-    srun = _srun(stage, cluster, _num_processes(stage))
+    srun = _srun(stage, cluster, num_processes(stage.name, stage.resources))
     if stage.has_ranks:
         srun += ["--kill-on-bad-exit=0", f"--wait={_STEP_WAIT_SECONDS}", "--label"]
     command = _words([*_program(cluster, str(cluster.python)), *stage.arguments])

@@ -112,6 +112,11 @@ def resources_of(cluster: Cluster, stage: str) -> Resources:
     return Resources(**{**general, **own})
 
 
+def num_processes(stage: str, resources: Resources) -> int:
+    """Processes that a stage starts on each of its nodes."""
+    return (resources.processes_per_node or resources.gpus_per_node or 1) if stage in _MANY_PROCESSES else 1
+
+
 def _corpus(cluster: Cluster, folders: Folders) -> Iterator[Stage]:
     if (folders.corpus / CORPUS_RECORD).is_file():
         return
@@ -189,7 +194,18 @@ def _dependence(cluster: Cluster, folders: Folders, manifest: Path) -> list[Stag
     test = cluster.cpdt
     assert test is not None
     start = folders.twin if test.state is None else folders.twin / "checkpoints" / f"step-{test.state:08d}"
-    command = ("cpdt", str(manifest), "--from", str(start), "--out", str(folders.dependence), "--seeds", str(test.seeds), "--steps", str(test.steps))
+    command = (
+        "cpdt",
+        str(manifest),
+        "--from",
+        str(start),
+        "--out",
+        str(folders.dependence),
+        "--seeds",
+        str(test.seeds),
+        "--steps",
+        str(test.steps),
+    )
     progress = (folders.dependence, "*/*/results.parquet")
     pilot = Stage(
         name="cpdt-prepare",

@@ -182,6 +182,13 @@ def test_a_run_that_is_killed_signalled_requeued_cut_off_and_loses_a_node_ends_b
     slurm.command("scontrol", "requeue", disturbed.job)
     resume(ranks)
 
+    ranks = disturbed.freeze_after_a_step()  # a job that matters more
+    urgent = slurm.command(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"
+    ).strip()
+    slurm.wait(urgent, "COMPLETED")
+    resume(ranks)
+
     ranks = disturbed.freeze_after_a_step()  # the time limit: the batch shell is told 30 s before
     disturbed.limit_time()
     disturbed.until(lambda: all(has_pending(rank, signal.SIGUSR1) for rank in ranks), "the signal before the time limit")
@@ -194,7 +201,7 @@ def test_a_run_that_is_killed_signalled_requeued_cut_off_and_loses_a_node_ends_b
     state = slurm.wait(disturbed.job, "COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "CANCELLED", seconds=2 * PATIENCE_SECONDS)
     assert state == "COMPLETED", disturbed.log.read_text()[-6000:]
     attempts = RunRecord.open(disturbed.run).record["attempts"]
-    assert len(attempts) == 6 and [attempt["state"] for attempt in attempts[1:4]] == ["stopped"] * 3 and attempts[-1]["state"] == "finished"
+    assert len(attempts) == 7 and [attempt["state"] for attempt in attempts[1:5]] == ["stopped"] * 4 and attempts[-1]["state"] == "finished"
     assert weights(disturbed.run) == weights(finished / "run")
     assert step_hashes(disturbed.run) == step_hashes(finished / "run")
 

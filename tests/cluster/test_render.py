@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_exp.cli.main import app
 from megatron_exp.cluster import stages as staging
 from megatron_exp.cluster.profile import STAGES, Cluster, Container, Dependence, PreprocessInputs, Resources
 from megatron_exp.cluster.render import check_root, render
@@ -58,6 +60,18 @@ def test_the_chain_has_the_stages_of_the_design_in_order(tmp_path, monkeypatch):
         assert_bash_reads(script)
     assert "manifest-reference --out" in made["train"] and "manifest-reference --from" in made["cpdt"] and "--gate" in made["cpdt-gate"]
     assert "/manifest --out" in made["twin"]
+
+
+def test_every_stage_is_a_command_that_the_program_understands(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "load_experiment", lambda entry: type("Needing", (), {"needs": frozenset({"reference"})}))
+    config = validate({**CONFIG.model_dump(mode="json"), "experiments": [{"name": "x", "type": "placebo"}]}, "test")
+    cluster = with_text(tmp_path, cpdt=Dependence(state=5, tasks=2), scratch="/local", hang_seconds=60)
+    commands = typer.main.get_command(app).commands
+    for stage in chain(config, cluster, Folders(tmp_path / "out", tmp_path / "corpus")):
+        task = ["--task", f"0/{stage.tasks}"] if stage.tasks else []
+        name, *arguments = stage.arguments
+        commands[name].make_context(name, [*arguments, *task])  # parses, and ends for an option that does not exist
+    commands["cache"].make_context("cache", [str(tmp_path / "corpus"), "--to", "/local"])
 
 
 def test_a_corpus_that_exists_is_not_made_again_and_one_that_cannot_be_made_is_an_error(tmp_path):

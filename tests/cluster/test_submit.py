@@ -97,3 +97,27 @@ def test_without_slurm_the_message_says_so(place, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         entry(["submit", "config.yaml", "--cluster", "cluster.yaml"])
     assert ended.value.code == 2 and "no sbatch on this machine" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [("{parallel: {tp: 4}}", "multiple of tp 4 x pp 1 x cp 1 = 4"), ("{micro_batch_size: 2}", "4 slots go through at once")],
+)
+def test_processes_that_do_not_divide_the_model_or_the_batch_are_refused_before_they_wait_in_a_queue(place, training, words):
+    (place / "cluster.yaml").write_text("{nodes: 2}")
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    (place / "config.yaml").write_text(yaml.safe_dump({**config, "training": yaml.safe_load(training)}))
+    with pytest.raises(UserError, match=words):
+        submit()
+    assert not calls(place, "sbatch")
+
+
+def test_the_memory_of_training_is_told_where_there_are_gpus(place, capsys):
+    (place / "cluster.yaml").write_text("{gpus_per_node: 2}")
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    (place / "config.yaml").write_text(yaml.safe_dump({**config, "model": {"preset": "tiny", "vocabulary_size": 128}}))
+    (place / "corpus/corpus.json").unlink()
+    (place / "tokenizer.json").touch()
+    (place / "cluster.yaml").write_text("{gpus_per_node: 2, preprocess: {inputs: [a], tokenizer: tokenizer.json}}")
+    submit("--dry-run")
+    assert "GiB on the fullest of 2 GPUs, by calculation (weights" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import faulthandler
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -112,6 +113,33 @@ def test_a_slow_rank_of_a_real_run_is_named(manifest, run, tmp_path):
     assert train_together(2, manifest=manifest, run_dir=run, prepare=functools.partial(slow_second_rank, log)) == [0, 0]
     named = [line for line in log.read_text().splitlines() if "straggler" in line]
     assert named and all("rank 1 on " in line and "forward and backward" in line for line in named)
+
+
+def stuck_second_rank(log: Path) -> None:
+    """In a training process: its log goes to a file, the watchdog has little patience, and rank 1 stops in the middle of step 4."""
+    logging.getLogger().addHandler(logging.FileHandler(f"{log}.{os.environ['RANK']}"))
+    WatchdogHook.__init__.__kwdefaults__["grace_seconds"] = 2.0
+    if os.environ["RANK"] == "1":
+        noting = stragglers_of.StragglerHook._noting
+
+        def stuck(hook, finalize):
+            noted, calls = noting(hook, finalize), itertools.count()
+            return lambda *arguments, **options: (next(calls) == 3 and stuck_here(), noted(*arguments, **options))[1]
+
+        stragglers_of.StragglerHook._noting = stuck
+
+
+def stuck_here() -> None:
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_real_run_that_hangs_ends_and_both_ranks_say_where_they_are(manifest, run, tmp_path):
+    prepare = functools.partial(stuck_second_rank, tmp_path / "log")
+    assert train_together(2, manifest=manifest, run_dir=run, hang_seconds=20, prepare=prepare) == [EXIT_HUNG, EXIT_HUNG]
+    waiting, stuck = ((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert "Rank 1 on " in stuck and "stuck_here" in stuck
+    assert "Rank 0 on " in waiting and "finish_grad_sync" in waiting and "the last was 3" in waiting
 
 
 def test_an_attempt_that_was_believed_dead_ends_before_its_next_checkpoint_and_leaves_the_record_alone(manifest, run):
