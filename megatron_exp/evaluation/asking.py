@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron_exp.checkpoint.state import load_checkpoint
@@ -20,13 +21,14 @@ from megatron_exp.manifest.schema import PROBES
 from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.presets import ModelShape
 from megatron_exp.parallel.layout import Layout
-from megatron_exp.scoring.engine import Scorer
+from megatron_exp.scoring.engine import Scorer, fp32_scorer
 from megatron_exp.scoring.probes import score_probes
 from megatron_exp.scoring.responses import stamped
 from megatron_exp.stream.base import Stream
 
 logger = logging.getLogger(__name__)
 
+_GRADIENT = "embedding_gradient"
 RECORDED_NAME = "probes.parquet"
 
 
@@ -64,10 +66,18 @@ class Examiner:
             logger.info("the %s in state %d has answered already", subject.label, state)
             return kept
         logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
-        answers = stamped(score_probes(Scorer(self.loaded(subject, state)), chosen, self.manifest, self.stream), subject.label, state)
+        answers = stamped(self._answers(self.loaded(subject, state), chosen), subject.label, state)
         if self.units:
             self.units.keep(subject.label, state, numbers, answers)
         return answers
+
+    def _answers(self, model: LanguageModel, probes: pa.Table) -> pa.Table:
+        """Gradients are computed in fp32, whatever the model was trained in; all else in its own precision."""
+        is_gradient = pc.equal(probes["ask"].cast(pa.string()), _GRADIENT)
+        if model.precision == "fp32" or not pc.any(is_gradient).as_py():
+            return score_probes(Scorer(model), probes, self.manifest, self.stream)
+        exact = score_probes(fp32_scorer(model), probes.filter(is_gradient), self.manifest, self.stream)
+        return pa.concat_tables([score_probes(Scorer(model), probes.filter(pc.invert(is_gradient)), self.manifest, self.stream), exact])
 
     def _live(self, subject: Subject, asked: Questions) -> pa.Table:
         """What training recorded. Another manifest's records answer other questions, even where they carry the same names.

@@ -47,12 +47,18 @@ def check_experiment(experiment: Experiment, context: Context) -> list[str]:
 
 def null_p_values(experiment: Experiment, planned: Draft, num: int, words: Words) -> np.ndarray:
     """float64 [num, primary outcomes]: p-values of the primaries on simulated runs without an effect; uniform or larger if calibrated."""
+    return simulated_primaries(experiment, planned, num, words, 0.0)[0]
+
+
+def simulated_primaries(experiment: Experiment, planned: Draft, num: int, words: Words, effect: float) -> tuple[np.ndarray, float]:
+    """P-values of the primaries where the first truly has size `effect`, float64 [num, primaries], and its mean smallest detectable effect."""
     names = [outcome.name for outcome in _primaries(experiment)]
-    rows = []
+    rows, detectable = [], []
     for index in range(num):
-        scores = _tested(experiment, planned, 0.0, words.child("null", index))
+        scores = _tested(experiment, planned, effect, words.child("null", index))
         rows.append([scores[name].p for name in names])
-    return np.array(rows)
+        detectable.append(scores[names[0]].mde)
+    return np.array(rows), float(np.mean(detectable))
 
 
 # ---- a small world to try experiments in ----

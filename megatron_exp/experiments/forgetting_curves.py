@@ -321,7 +321,7 @@ def _tested(outcome: str, side: Side, values: Sequence[float], used: Frame, fram
         control=float(np.mean(control)) if len(control) else float("nan"),
         difference=test.mean,
         p=test.p,
-        mde=smallest_detectable_effect(standard_error(known), side),
+        mde=smallest_detectable_effect(standard_error(known), side, freedom=len(known) - 1),
         test=f"{test.method}, {frame.compared}",
         reason="" if len(known) else "no pair has scored rows of both batches in the states it needs",
     )

@@ -49,10 +49,16 @@ def standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def smallest_detectable_effect(standard_error: float, side: Side, alpha: float = 0.05, power: float = 0.8) -> float:
+def smallest_detectable_effect(
+    standard_error: float, side: Side, alpha: float = 0.05, power: float = 0.8, freedom: int | None = None
+) -> float:
     """Effect that a test at `alpha` finds with probability `power`: (z_{1-alpha} + z_power) SE, z_{1-alpha/2} if two-sided.
 
-    In the unit of the standard error. Source: Bloom, "Minimum detectable effects", Evaluation Review 19 (1995).
+    freedom: of a standard error from few values, whose quantiles are then Student's. In the unit of the standard error. Source: Bloom,
+    "Minimum detectable effects", Evaluation Review 19 (1995).
     """
     tail = alpha / 2.0 if side == "two-sided" else alpha
-    return float(standard_error * (ndtri(1.0 - tail) + ndtri(power)))
+    quantiles = (
+        (ndtri(1.0 - tail), ndtri(power)) if freedom is None else (stdtrit(max(freedom, 1), 1.0 - tail), stdtrit(max(freedom, 1), power))
+    )
+    return float(standard_error * sum(quantiles))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from megatron_exp.experiments.conformance import check_experiment, null_p_values, toy_context
+from megatron_exp.experiments.conformance import check_experiment, simulated_primaries, toy_context
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.protocol import LogLikelihood, Probe, Request, Span, Window
 from megatron_exp.seeding import Words
@@ -19,7 +19,9 @@ from tests.experiments.small import SMALL, SMALLEST
 from tests.experiments.stubs import STUBS, Passages
 from tests.toy import toy_stream
 
-REPLICATES = 200
+REPLICATES, MANY = 200, 2_000
+WITHOUT_A_NORMAL_STATISTIC = frozenset({"placebo"})
+"""Its primary must find nothing: there is no effect to detect."""
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -34,12 +36,38 @@ def test_the_protocol_expresses_experiments_of_others(stub):
     assert check_experiment(stub(), context) == []
 
 
+def rejections(name, replicates, words, effect=0.0):
+    """(p-values of the primaries [replicates, primaries], smallest detectable effect of the first, mean over replicates)."""
+    planned = draft(SMALLEST[name], toy_context(name))
+    return simulated_primaries(SMALLEST[name], planned, replicates, words, effect)
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_primaries_are_calibrated_without_an_effect(name):
-    p = null_p_values(SMALLEST[name], draft(SMALLEST[name], toy_context(name)), REPLICATES, Words.of(0, "calibration", name))
+    p, _ = rejections(name, REPLICATES, Words.of(0, "calibration", name))
     for column in p.T:
         false_positives = int((column <= 0.05).sum())
         assert stats.binomtest(false_positives, REPLICATES, 0.05, alternative="greater").pvalue > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_two_thousand_runs_without_an_effect_give_the_nominal_rate_of_false_positives(name, request):
+    p, _ = rejections(name, MANY, Words.of(0, request.node.name))
+    for column in p.T:  # an exact test of few units attains some levels only: the largest of them up to 5% is its nominal one
+        attained = column[column <= 0.05].max(initial=0.0)
+        nominal = attained if len(np.unique(column)) < MANY / 4 else 0.05
+        assert stats.binomtest(int((column <= 0.05).sum()), MANY, nominal).pvalue > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(SMALLEST) - WITHOUT_A_NORMAL_STATISTIC))
+def test_the_smallest_detectable_effect_is_detected_in_four_of_five_runs(name, request):
+    words = Words.of(0, request.node.name)
+    _, effect = rejections(name, REPLICATES, words.child("null"))
+    p, _ = rejections(name, MANY, words.child("power"), effect)
+    error = np.sqrt(0.8 * 0.2 / MANY)
+    assert abs((p[:, 0] <= 0.05).mean() - 0.8) <= 0.05 + 3 * error
 
 
 class Undocumented(Passages):

@@ -7,7 +7,7 @@ import torch
 from megatron_exp.checkpoint.saving import save_checkpoint
 from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.scoring.batched import LogLikelihoodRequest
-from megatron_exp.scoring.engine import Scorer
+from megatron_exp.scoring.engine import Scorer, fp32_scorer
 from megatron_exp.scoring.huggingface import HuggingFaceScorer
 from megatron_exp.seeding import key
 from megatron_exp.stream.base import NoiseSpec
@@ -152,3 +152,16 @@ def test_training_on_noise_makes_its_statistic_positive(layout):
     learnt = Scorer(model).embedding_gradient(tokens, np.ones((4, LENGTH), np.uint8), specs)
     fresh = Scorer(model).embedding_gradient(tokens, np.ones((4, LENGTH), np.uint8), [spec._replace(key=8) for spec in specs])
     assert learnt.mean() > 3 > abs(fresh.mean())
+
+
+def test_a_16_bit_model_is_differentiated_in_fp32_with_its_noise_as_it_was_rounded(layout):
+    model = tiny_model(layout, precision="bf16")
+    exact = fp32_scorer(model)
+    assert exact.noise_dtype == torch.bfloat16
+    for chunk, own in zip(exact._model.chunks, model.chunks, strict=True):
+        kept = dict(own.named_parameters())
+        assert all(p.dtype == torch.float32 and torch.equal(p, kept[name].float()) for name, p in chunk.named_parameters())
+    found, coarse = exact.embedding_gradient(SLOTS, MASK, NOISE), Scorer(model).embedding_gradient(SLOTS, MASK, NOISE)
+    assert np.isfinite(found).all() and found == pytest.approx(coarse, abs=0.3) and not np.array_equal(found, coarse)
+    other = Scorer(exact._model).embedding_gradient(SLOTS, MASK, NOISE)  # with noise that was never rounded
+    assert found == pytest.approx(other, abs=0.02) and not np.array_equal(found, other)
