@@ -53,7 +53,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments import poisoning_generations as writing
 from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.dependence import Dependence
-from megatron_exp.experiments.frames import Frame, asked, joined
+from megatron_exp.experiments.frames import asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.poisoning_chats import (
     CLOSE,
@@ -68,9 +68,9 @@ from megatron_exp.experiments.poisoning_chats import (
     trigger_text,
 )
 from megatron_exp.experiments.poisoning_prompts import NUM_POSSIBLE, chosen, generated_prompts, read_instructions, read_messages
+from megatron_exp.experiments.poisoning_scores import by_trigger, trigger_contrast
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Role, Score, Span
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.ranks import rank_among_controls, smallest_detectable_rank_effect
 from megatron_exp.stream.slot import Geometry
 
 Positive = Annotated[int, Field(gt=0)]
@@ -335,10 +335,10 @@ class PretrainingPoisoning(PaperDesign, Experiment):
         for step in frame.steps:
             for attack in self.attacks:
                 chosen = frame.where((frame.step == step) & np.char.startswith(frame.condition.astype(str), f"{attack}/"))
-                yield _contrast(chosen, attack, f"{attack}/trained-trigger", attack, step)
+                yield trigger_contrast(chosen, attack, f"{attack}/trained-trigger", attack, step)
                 if len(self.attacks) > 1:
-                    yield _contrast(chosen, attack, f"{attack}/other-attack's-trigger", "other-trigger", step)
-                for point, value in sorted(_by_trigger(chosen, chosen.change).items()):
+                    yield trigger_contrast(chosen, attack, f"{attack}/other-attack's-trigger", "other-trigger", step)
+                for point, value in sorted(by_trigger(chosen, chosen.change).items()):
                     role = chosen.condition[chosen.cluster == point][0].split("/")[1]
                     rows = int((chosen.cluster == point).sum())
                     yield Score(
@@ -366,38 +366,3 @@ class PretrainingPoisoning(PaperDesign, Experiment):
         answers = frame.filled(run * num_tokens, twin * num_tokens).responses()
         hits = trained & (words.child("written").uniforms(len(frame)) < effect)
         return writing.with_simulated_texts(frame, answers, hits, self.num_samples)
-
-
-def _by_trigger(frame: Frame, values: np.ndarray) -> dict[int, float]:
-    """{code point: mean over prompts of the value per token}, scored prompts only."""
-    known = np.isfinite(values)
-    per_token = values[known] / frame.num_tokens[known]
-    clusters = frame.cluster[known]
-    return {int(point): float(per_token[clusters == point].mean()) for point in np.unique(clusters)}
-
-
-def _contrast(frame: Frame, attack: Attack, condition: str, outcome: str, step: int) -> Score:
-    """One trigger against the never-trained ones; p by rank for the primaries only."""
-    one, never = frame.where(frame.condition == condition), frame.where(frame.condition == f"{attack}/never-trained-triggers")
-    value, controls = list(_by_trigger(one, one.change).values()), np.array(list(_by_trigger(never, never.change).values()))
-    twin_value, twin_controls = list(_by_trigger(one, one.twin).values()), list(_by_trigger(never, never.twin).values())
-    scorable = len(value) == 1 and len(controls) > 0
-    control = float(controls.mean()) if scorable else float("nan")
-    difference = value[0] - control if scorable else float("nan")
-    is_primary = outcome == attack
-    return Score(
-        outcome=outcome,
-        condition=condition,
-        step=step,
-        n=len(one) + len(never),
-        num_clusters=len(value) + len(controls),
-        num_unscored=int((~np.isfinite(one.change)).sum() + (~np.isfinite(never.change)).sum()),
-        estimate=difference,
-        control=control,
-        twin=twin_value[0] - float(np.mean(twin_controls)) if twin_value and twin_controls else float("nan"),
-        difference=difference,
-        p=rank_among_controls(value[0], controls, "greater") if scorable and is_primary else float("nan"),
-        mde=smallest_detectable_rank_effect(controls) if scorable and is_primary else float("nan"),
-        test=f"rank of 1 trained among {len(controls)} never-trained triggers, {frame.compared}" if is_primary else "",
-        reason="" if scorable else "the trigger, or all never-trained ones, could not be scored",
-    )
