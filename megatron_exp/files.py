@@ -254,6 +254,13 @@ def durable_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory durably; one that is there stays as it is."""
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        _fsync_directory(path.parent)
+
+
 def refuse_existing(path: Path) -> None:
     """Raise UserError where PATH exists and is not an empty directory."""
     path = Path(path)

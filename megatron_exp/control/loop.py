@@ -1,6 +1,6 @@
 """One experiment's closed loop: when it decides, on what, and what follows. A pure function of recorded values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,9 +107,3 @@ def loops_of(manifest: Manifest, masked: frozenset[str] = frozenset()) -> dict[s
 def control_states(loops: Mapping[str, Loop]) -> list[int]:
     """The model states in which any of the controllers decides; segment number i belongs to the i-th."""
     return sorted({step for loop in loops.values() for step in loop.states})
-
-
-def frontier(loops: Mapping[str, Loop], decided: Sequence[int], num_steps: int) -> int:
-    """The first step about which something is still to be decided, when the first `len(decided)` of `control_states` have been."""
-    states = control_states(loops)
-    return states[len(decided)] if len(decided) < len(states) else num_steps

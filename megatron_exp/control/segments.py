@@ -6,7 +6,7 @@ The fingerprint covers content, not bytes, and the first `previous` is that of t
 without breaking the chain, and a segment made again offline is the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,10 @@ class Segment:
         """The content of its file; the same segment always gives the same bytes with the same pyarrow."""
         metadata = orjson.dumps({**self._record(), "schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint})
         sink = pa.BufferOutputStream()
-        pq.write_table(self.rows.replace_schema_metadata({_KEY: metadata}), sink, compression="zstd")
+        # Arrow would store its schema with the metadata in it once more, and a change of one of the two would not be seen.
+        with pq.ParquetWriter(sink, self.rows.schema.remove_metadata(), compression="zstd", store_schema=False) as writer:
+            writer.write_table(self.rows)
+            writer.add_key_value_metadata({_KEY.decode(): metadata.decode()})
         return bytes(sink.getvalue())
 
 
@@ -59,12 +62,12 @@ def segment_path(run_dir: Path, number: int) -> Path:
 def decode(data: bytes, place: Path) -> Segment:
     """A segment from the content of its file at `place`; UserError where it is damaged or changed."""
     try:
-        table = pq.read_table(pa.BufferReader(data))
-        record = orjson.loads((table.schema.metadata or {})[_KEY])
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table, record = file.read(), orjson.loads((file.metadata.metadata or {})[_KEY])
         decisions = {name: State.of(state) for name, state in record["decisions"].items()}
         segment = Segment(record["number"], record["step"], decisions, table.cast(SEGMENTS), record["previous"])
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        raise _refusal(place, f"it cannot be read as a segment ({error})") from error
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _refusal(place, f"it cannot be read as a segment ({' '.join(str(error).split())})") from error
     if record.get("schema_version") != SCHEMA_VERSION:
         raise _refusal(place, f"it has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}")
     if segment.fingerprint != record["fingerprint"]:
@@ -91,6 +94,11 @@ def read_segments(run_dir: Path, origin: str) -> list[Segment]:
         segments.append(segment)
         previous = segment.fingerprint
     return segments
+
+
+def segment_rows(segments: Iterable[Segment]) -> pa.Table:
+    """SEGMENTS: everything that was handed out."""
+    return pa.concat_tables([SEGMENTS.empty_table(), *(segment.rows for segment in segments)]).unify_dictionaries().combine_chunks()
 
 
 def _refusal(path: Path, found: str) -> UserError:

@@ -1,5 +1,6 @@
 """An experiment or an item: its rows in every table, and its payload as text."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megatron_exp.control.segments import segment_rows
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.summary import ConditionSummary, ManifestSummary, summarise
 from megatron_exp.inspection.targets import Target, open_target
@@ -17,7 +19,10 @@ MAX_ROWS = 1000
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """One experiment of a manifest. first_items: at most 20 rows of the items table. results: rows of the newest evaluation (runs only)."""
+    """One experiment of a manifest. first_items: at most 20 rows of the items table. results: rows of the newest evaluation (runs only).
+
+    controller: its closed loop as planned, if it has one. decisions: what that decided in a run, with the tokens it handed out each time.
+    """
 
     experiment: str
     title: str
@@ -27,6 +32,8 @@ class ExperimentView:
     conditions: tuple[ConditionSummary, ...]
     first_items: list[dict[str, Any]]
     results: list[dict[str, Any]]
+    controller: dict[str, Any] | None = None
+    decisions: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,17 @@ def view_experiment(target: Target, experiment: str) -> ExperimentView:
         conditions=tuple(row for row in summary.conditions if row.experiment == experiment),
         first_items=_rows(manifest.path / "items.parquet", experiment)[:20],
         results=[] if results is None else _rows(results, experiment),
+        controller=manifest.controllers.get(experiment),
+        decisions=tuple(_decisions(target, experiment)),
     )
+
+
+def _decisions(target: Target, experiment: str) -> Iterator[dict[str, Any]]:
+    for segment in target.segments:
+        if experiment in segment.decisions:
+            mine = pc.equal(segment.rows["experiment"].cast(pa.string()), experiment)
+            tokens = pc.sum(segment.rows.filter(mine)["length"]).as_py() or 0
+            yield segment.decisions[experiment].record() | {"tokens": tokens}
 
 
 def view_item(target: Target, item: int, experiment: str | None = None) -> ItemView:
@@ -79,9 +96,16 @@ def view_item(target: Target, item: int, experiment: str | None = None) -> ItemV
         item=item,
         arms=arms,
         texts={row["arm"]: tokenizer.decode(manifest.payload(row["payload"])) for row in arms if row["payload"] is not None},
-        insertions=_rows(manifest.path / "insertions.parquet", owners[0], item),
+        insertions=(_rows(manifest.path / "insertions.parquet", owners[0], item) + _handed_out(target, owners[0], item))[:MAX_ROWS],
         responses=[] if responses is None else _rows(responses, owners[0], item),
     )
+
+
+def _handed_out(target: Target, experiment: str, item: int) -> list[dict[str, Any]]:
+    """Rows of all segments with this item."""
+    rows = segment_rows(target.segments)
+    mine = pc.and_(pc.equal(rows["experiment"].cast(pa.string()), experiment), pc.equal(rows["item"], pa.scalar(item, pa.uint64())))
+    return rows.filter(mine).to_pylist()
 
 
 def newest_evaluation_table(target: Target, name: str) -> Path | None:

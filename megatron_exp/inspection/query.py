@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from megatron_exp.control.segments import segment_path
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.items import newest_evaluation_table
 from megatron_exp.inspection.targets import Target
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     import duckdb
 
 MANIFEST_TABLES = ("insertions", "items", "probes")
+CONTROL_TABLES = ("reserve", "bank")
 RUN_TABLES = ("responses", "results")
 
 
 def query(target: Target, sql: str) -> pa.Table:
-    """The answer of one SELECT over insertions, items, probes and, for an evaluated run, responses and results.
+    """The answer of one SELECT over insertions, items, probes and, where there are such, reserve, bank, segments, responses and results.
 
     The database lives in memory and may open these files and nothing else: no other file, no network, no extension.
 
@@ -30,9 +32,9 @@ def query(target: Target, sql: str) -> pa.Table:
     connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
     try:
         _require_select(connection, sql)
-        for name, path in tables.items():
-            connection.from_parquet(str(path)).create_view(name)
-        connection.execute("SET allowed_paths = [" + ", ".join(_quoted(str(path)) for path in tables.values()) + "]")
+        for name, paths in tables.items():
+            connection.from_parquet([str(path) for path in paths]).create_view(name)
+        connection.execute("SET allowed_paths = [" + ", ".join(_quoted(str(path)) for paths in tables.values() for path in paths) + "]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection.sql(sql).to_arrow_table()
@@ -42,11 +44,16 @@ def query(target: Target, sql: str) -> pa.Table:
         connection.close()
 
 
-def table_files(target: Target) -> dict[str, Path]:
+def table_files(target: Target) -> dict[str, list[Path]]:
     """Table names and their files."""
-    tables = {name: target.manifest.path / f"{name}.parquet" for name in MANIFEST_TABLES}
+    tables = {name: [target.manifest.path / f"{name}.parquet"] for name in MANIFEST_TABLES}
+    if target.manifest.controllers:
+        tables |= {name: [target.manifest.path / f"{name}.parquet"] for name in CONTROL_TABLES}
     evaluated = {name: newest_evaluation_table(target, name) for name in RUN_TABLES}
-    return {name: path.resolve() for name, path in (tables | evaluated).items() if path is not None}
+    tables |= {name: [path] for name, path in evaluated.items() if path is not None}
+    if target.segments:
+        tables["segments"] = [segment_path(target.path, segment.number) for segment in target.segments]
+    return {name: [path.resolve() for path in paths] for name, paths in tables.items()}
 
 
 def _require_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> None:

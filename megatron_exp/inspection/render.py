@@ -65,7 +65,8 @@ def _(answer: ManifestSummary) -> RenderableType:
             (
                 "modified",
                 f"{count(budget['modified_tokens'])} tokens ({percent(budget['modified_fraction'])}), "
-                f"in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})",
+                f"in {count(budget['touched_slots'])} slots ({percent(budget['touched_fraction'])})"
+                + (f"; {count(budget['reserved_tokens'])} tokens reserved for controllers" if budget["reserved_tokens"] else ""),
             ),
             ("kept states", ", ".join(map(str, answer.keep_steps)) or "none"),
         ]
@@ -117,6 +118,8 @@ def _(answer: SubmissionStatus) -> RenderableType:
 def _(answer: StepView) -> RenderableType:
     title = f"step {answer.step}" if answer.step is not None else "pool"
     note = "" if answer.overlay else "  (baseline run: no insertions)"
+    if answer.undecided:
+        note += f"  (not decided yet: {', '.join(answer.undecided)})"
     return Group(Text(f"{title} of {visible_line(answer.path)}{note}", style="bold"), *(_slot(slot) for slot in answer.slots))
 
 
@@ -173,6 +176,9 @@ def _(answer: ExperimentView) -> RenderableType:
         Text("first items", style="bold"),
         _rows(answer.first_items, ("item", "condition", "arm", "role", "num_tokens", "stratum", "source")),
     ]
+    if answer.decisions:
+        shown = ("step", "number", "tokens", "value", "aim", "handed", "index")
+        parts += [Text("decisions of the controller", style="bold"), _rows(list(answer.decisions), shown)]
     if answer.results:
         columns = ("outcome", "condition", "step", "n", "estimate", "low", "high", "control", "twin", "p", "p_corrected", "verdict")
         parts += [Text("results", style="bold"), _rows(answer.results, columns)]

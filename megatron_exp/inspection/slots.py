@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_exp.errors import UserError
@@ -76,12 +77,16 @@ class SlotView:
 
 @dataclass(frozen=True)
 class StepView:
-    """All slots of a step, in row order. overlay: whether insertions were applied (not for a baseline run)."""
+    """All slots of a step, in row order. overlay: whether insertions were applied (not for a baseline run).
+
+    undecided: experiments whose controllers have not decided yet what they insert in this step.
+    """
 
     path: str
     step: int | None
     overlay: bool
     slots: tuple[SlotView, ...]
+    undecided: tuple[str, ...] = ()
 
 
 def view_step(target: Target, step: int) -> StepView:
@@ -91,13 +96,25 @@ def view_step(target: Target, step: int) -> StepView:
     if not 0 <= step < steps:
         raise UserError(f"Step {step} is outside this run, whose steps are 0 to {steps - 1}. Give a step in that range.")
     abridged = geometry.global_batch_size * geometry.sequence_length > MOST_TOKENS
-    return StepView(str(target.path), step, target.has_overlay, _views(target, geometry.slots_of_step(step), abridged))
+    views = _views(target, geometry.slots_of_step(step), abridged)
+    return StepView(str(target.path), step, target.has_overlay, views, undecided(target, step))
 
 
 def view_slot(target: Target, slot: int) -> StepView:
     """One train slot, or a pool slot (its id has the pool bit)."""
     step = None if is_pool(slot) else target.manifest.geometry.step(slot)
-    return StepView(str(target.path), step, target.has_overlay, _views(target, [slot], abridged=False))
+    views = _views(target, [slot], abridged=False)
+    return StepView(str(target.path), step, target.has_overlay, views, () if step is None else undecided(target, step))
+
+
+def undecided(target: Target, step: int) -> tuple[str, ...]:
+    """The experiments with a controller that has not decided about this step: all of them where there is a manifest and no run."""
+    if not target.has_overlay:
+        return ()
+    masked = target.run.masked if target.run else frozenset()
+    decided = {(name, state.step) for segment in target.segments for name, state in segment.decisions.items()}
+    loops = target.manifest.controllers.items()
+    return tuple(name for name, one in loops if name not in masked and (name, step - step % one["interval"]) not in decided)
 
 
 def _views(target: Target, slots: Iterable[int], abridged: bool) -> tuple[SlotView, ...]:
@@ -116,7 +133,15 @@ def insertions_of(target: Target, slots: list[int]) -> list[dict[str, Any]]:
     first, end = (bisect.bisect_left(touched["slot"], slot) for slot in (slots[0], slots[-1] + 1))  # numpy's own search would copy the mapped column
     starts = [int(touched["start"][place]) if place < len(touched) else len(entries) for place in (first, end)]
     rows = read_rows(target.manifest.path / "insertions.parquet", starts[0], starts[1])
-    return [row for row in rows if row["experiment"] not in target.overlay.masked]
+    rows = [row for row in rows if row["experiment"] not in target.overlay.masked]
+    decided = [row for segment in target.segments for row in _rows_between(segment.rows, slots[0], slots[-1])]
+    return sorted(rows + decided, key=lambda row: (row["slot"], row["layer"], row["offset"])) if decided else rows
+
+
+def _rows_between(table: pa.Table, first: int, last: int) -> list[dict[str, Any]]:
+    """The columns shown here, of the rows of a segment whose slots lie in [first, last]."""
+    slots = table["slot"].to_numpy()
+    return table.select(_COLUMNS).filter(pa.array((slots >= np.uint64(first)) & (slots <= np.uint64(last)))).to_pylist()
 
 
 def read_rows(path: Path, start: int, end: int) -> list[dict[str, Any]]:

@@ -5,9 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from megatron_exp.control.segments import Segment, read_segments
 from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import RECORD_NAME as MANIFEST_RECORD
 from megatron_exp.manifest.reader import Manifest
+from megatron_exp.overlay.decided import Decided
 from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.run_record import RECORD_NAME as RUN_RECORD
 from megatron_exp.run_record import RunRecord
@@ -50,10 +52,18 @@ class Target:
         return self.run is None or not self.run.baseline
 
     @cached_property
+    def segments(self) -> list[Segment]:
+        """What the controllers of a run decided, in order; UserError where a segment is damaged. None for a baseline."""
+        return read_segments(self.path, self.manifest.fingerprint) if self.run and not self.run.baseline else []
+
+    @cached_property
     def overlay(self) -> Overlay:
-        """Base stream and manifest, without the experiments that the run masked."""
+        """Base stream, manifest and segments, without the experiments that the run masked."""
         masked = self.run.masked if self.run else frozenset()
-        return Overlay.open(self.manifest.open_stream(self.corpus), self.manifest, masked)
+        decided = Decided(self.manifest.geometry, self.manifest.geometry.steps)
+        for segment in self.segments:
+            decided.add(segment.rows, self.manifest.geometry.steps)
+        return Overlay.open(self.manifest.open_stream(self.corpus), self.manifest, masked, decided)
 
     @property
     def stream(self) -> Overlay | Stream:

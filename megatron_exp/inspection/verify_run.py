@@ -9,6 +9,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding
 from megatron_exp.inspection.targets import Target
 from megatron_exp.inspection.verify_manifest import verify_manifest
+from megatron_exp.inspection.verify_segments import verify_segments
 from megatron_exp.ledger import RECORD, Entry, Ledger, read_ledger, slot_hash, step_hash
 from megatron_exp.run_record import RunRecord
 from megatron_exp.seeding import Words
@@ -29,6 +30,7 @@ def verify_run(target: Target, steps: tuple[int, int] | None = None, sample: int
     findings += _ledger_file(ledger)
     entries = ledger.steps()
     findings += _sequence(run, entries)
+    findings += verify_segments(target, max((entry.step + 1 for entry in entries), default=0))
     differing = list(_content(target, _chosen(entries, steps, sample)))
     if differing:
         findings += [Finding(str(target.corpus.path), problem) for problem in target.corpus.verify()]

@@ -11,6 +11,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.manifest.overlay_index import SPLICE
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import LAYERS
+from megatron_exp.overlay.decided import Decided
 from megatron_exp.stream.base import Instance, NoiseSpec, Stream
 from megatron_exp.stream.slot import Geometry, Slot
 
@@ -32,15 +33,17 @@ class Insertion(NamedTuple):
 class Overlay:
     """The same members as the stream it wraps; reads give what the model is trained on.
 
-    masked: experiments whose insertions are left out (an ablation is the same manifest with a mask).
+    masked: experiments whose insertions are left out (an ablation is the same manifest with a mask). decided: what controllers handed out
+    in a run; without it, only what was planned. It is no part of the fingerprint, which names what was planned: segments have a chain of their own.
     """
 
     stream: Stream
     manifest: Manifest
     masked: frozenset[str] = frozenset()
+    decided: Decided | None = None
 
     @classmethod
-    def open(cls, stream: Stream, manifest: Manifest, masked: frozenset[str] = frozenset()) -> "Overlay":
+    def open(cls, stream: Stream, manifest: Manifest, masked: frozenset[str] = frozenset(), decided: Decided | None = None) -> "Overlay":
         """Check that stream and manifest belong together; UserError where they do not or a masked name is unknown."""
         planned = manifest.record["fingerprints"]["order"]
         if stream.fingerprint != planned:
@@ -53,7 +56,7 @@ class Overlay:
             raise UserError(
                 f"The manifest has no experiment {', '.join(unknown)} to mask; it has {', '.join(manifest.experiments) or 'none'}."
             )
-        return cls(stream, manifest, masked)
+        return cls(stream, manifest, masked, decided)
 
     @property
     def geometry(self) -> Geometry:
@@ -87,6 +90,9 @@ class Overlay:
             layer, experiment, offset, length, value = entry.tolist()
             if names[experiment] not in masked:
                 found.append(Insertion(names[experiment], _KINDS[layer], layer & ~SPLICE, offset, length, value))
+        if self.decided:
+            added = [Insertion(name, "tokens", LAYERS["tokens"], *place) for name, *place in self.decided.of(slot)]
+            found = sorted(found + added, key=lambda one: (one.layer, one.offset)) if added else found
         return found
 
     def noise(self, slot: int) -> list[NoiseSpec]:

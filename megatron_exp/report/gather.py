@@ -52,7 +52,7 @@ class Inputs:
 
     @cached_property
     def insertions(self) -> pa.Table:
-        """The planned insertions that this run was to see: none for a baseline, all but the masked experiments else."""
+        """What this run was to see: nothing for a baseline, else the plan without masked experiments, and what controllers have handed out."""
         table = self.manifest.insertions()
         if self.run.baseline:
             return table.slice(0, 0)

@@ -1,7 +1,7 @@
 """The data feed: the rows of a step for this process, read one step ahead by a thread."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,14 +52,24 @@ class Feed:
         vocabulary_size: ids from here on have no embedding.
         shard_names: what the corpus calls its shards, for messages.
         reads: False on a process that needs to know which slots a step has, and not what is in them (`Layout.reads_data`).
+        frontier: the step up to which may be read ahead, where that is not the end; it moves while training.
     """
 
-    def __init__(self, stream: Stream, rows: Sequence[range], vocabulary_size: int, shard_names: Sequence[str], reads: bool = True):
+    def __init__(
+        self,
+        stream: Stream,
+        rows: Sequence[range],
+        vocabulary_size: int,
+        shard_names: Sequence[str],
+        reads: bool = True,
+        frontier: Callable[[], int] | None = None,
+    ):
         self._stream = stream
         self._rows = rows
         self._vocabulary_size = vocabulary_size
         self._shard_names = shard_names
         self._reads = reads
+        self._frontier = frontier or (lambda: stream.geometry.steps)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[Batch]] | None = None
         self.wait_seconds = 0.0
@@ -71,7 +81,7 @@ class Feed:
         asked = self._ahead[1] if self._ahead and self._ahead[0] == step else self._reader.submit(self._read, step)
         batch = asked.result()
         following = step + 1
-        self._ahead = (following, self._reader.submit(self._read, following)) if following < self._stream.geometry.steps else None
+        self._ahead = (following, self._reader.submit(self._read, following)) if following < self._frontier() else None
         self.wait_seconds = time.perf_counter() - begin
         return batch
 

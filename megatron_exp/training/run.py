@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_exp.config.schema import Config
+from megatron_exp.control.chain import Chain
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer
@@ -32,10 +33,17 @@ class Plan:
     """Name to fingerprint of everything that must be the same for two attempts to be one run."""
     origin: Origin | None = None
     """Whose weights it begins with, where not with initial ones."""
+    chain: Chain | None = None
+    """The decisions of controllers so far; None for a baseline and where there are none to make."""
 
     @property
     def num_steps(self) -> int:
         return self.base.geometry.steps
+
+    @property
+    def frontier(self) -> int:
+        """Steps before it may be read: what is inserted there is decided."""
+        return self.chain.decided.frontier if self.chain else self.num_steps
 
     @property
     def shard_names(self) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.load import override_config
 from megatron_exp.config.schema import Config
+from megatron_exp.control.chain import Chain
 from megatron_exp.errors import UserError
 from megatron_exp.fingerprint import of_json
 from megatron_exp.manifest.reader import Manifest
@@ -29,6 +30,7 @@ from megatron_exp.training.data import Feed
 from megatron_exp.training.hooks.alerts import AlertHook
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.hooks.checkpoint import CheckpointHook
+from megatron_exp.training.hooks.control import ControlHook
 from megatron_exp.training.hooks.ledger import LedgerHook
 from megatron_exp.training.hooks.metrics import MetricsHook
 from megatron_exp.training.hooks.owner import OwnerHook
@@ -140,7 +142,8 @@ def make_plan(
     if cache is not None:
         corpus = with_cache(corpus, cache)
     base = manifest.open_stream(corpus, config)
-    overlay = Overlay.open(base, manifest, masked)
+    chain = Chain(manifest, masked)
+    overlay = Overlay.open(base, manifest, masked, chain.decided)
     _check_validation(config, manifest)
     shape = shape_of(config, corpus)
     data = base.fingerprint if baseline else overlay.fingerprint
@@ -155,6 +158,7 @@ def make_plan(
         masked=masked,
         identity=identity_of(manifest, corpus, data, config, shape, origin),
         origin=origin,
+        chain=chain if chain.loops and not baseline else None,
     )
 
 
@@ -210,7 +214,7 @@ def assemble(plan: Plan, layout: Layout, beginning: Beginning) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        feed=Feed(plan.stream, rows, shape.vocabulary_size, plan.shard_names, reads=layout.reads_data),
+        feed=Feed(plan.stream, rows, shape.vocabulary_size, plan.shard_names, layout.reads_data, lambda: plan.frontier),
         scorer=Scorer(model),
         attempt=beginning.attempt,
         step=beginning.step,
@@ -269,7 +273,8 @@ def trackers_of(run: Run) -> list[Detached]:
 
 def make_hooks(run: Run, written: Written, record: RecordHook, stop: StopHook, twins: Sequence[tuple[Series, Series]]) -> list[Hook]:
     """All features of the trainer in the order in which they act; the checkpoint comes last and covers the others."""
-    others = [
+    probes = ProbeHook()
+    others: list[Hook] = [
         OwnerHook(written.owner),
         record,
         stop,
@@ -277,7 +282,8 @@ def make_hooks(run: Run, written: Written, record: RecordHook, stop: StopHook, t
         MetricsHook(written.metrics),
         ValidationHook(written.metrics),
         AlertHook(written.alerts, twins),
-        ProbeHook(),
+        probes,
+        ControlHook(probes, written.metrics),
         ProgressHook(),
     ]
     keep = frozenset(run.plan.manifest.keep_steps) | frozenset(run.plan.config.training.checkpoint.keep)

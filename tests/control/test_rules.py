@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megatron_exp.control.loop import Loop, State
-from megatron_exp.control.rules import HalveOrDouble, ProportionalIntegral, Rule, Situation, find_rule
+from megatron_exp.control.rules import Answer, HalveOrDouble, ProportionalIntegral, Rule, Situation, find_rule
 from megatron_exp.errors import UserError
 
 
@@ -123,7 +123,7 @@ class Constant(Rule):
     copies: int = 3
 
     def answer(self, now):
-        return (self.copies, ())
+        return Answer(self.copies)
 
 
 NOT_A_RULE = 1

@@ -182,13 +182,13 @@ def test_sql_sees_all_tables(run):
 
 def test_sql_reads_these_files_and_nothing_else_and_writes_nothing(run, tmp_path):
     files = table_files(run)
-    before = {path: path.read_bytes() for path in files.values()}
+    before = {path: path.read_bytes() for paths in files.values() for path in paths}
     secret = tmp_path / "secret.parquet"
     pq.write_table(pa.table({"a": [1]}), secret)
     statements = [
         f"SELECT * FROM '{secret}'",
         "SELECT * FROM read_text('/etc/hostname')",
-        f"COPY (SELECT 1) TO '{files['insertions']}'",
+        f"COPY (SELECT 1) TO '{files['insertions'][0]}'",
         f"COPY (SELECT 1) TO '{tmp_path / 'new.csv'}'",
         "SET enable_external_access = true",
         "INSTALL httpfs",
@@ -197,7 +197,7 @@ def test_sql_reads_these_files_and_nothing_else_and_writes_nothing(run, tmp_path
     for statement in statements:
         with pytest.raises(UserError):
             query(run, statement)
-    assert {path: path.read_bytes() for path in files.values()} == before
+    assert {path: path.read_bytes() for paths in files.values() for path in paths} == before
     assert sorted(tmp_path.iterdir()) == [secret]
 
 

@@ -85,5 +85,10 @@ class MetricsHook(Hook):
             "memory_bytes": peak_memory_bytes(run.layout.device),
             "seconds": update.seconds,
             "wait_seconds": update.wait_seconds,
-            "modified_tokens": {name: int(so_far[run.step]) for name, so_far in self._modified.items()},
+            "modified_tokens": self._modified_tokens(run),
         }
+
+    def _modified_tokens(self, run: Run) -> dict[str, int]:
+        """Planned insertions and what controllers handed out."""
+        decided = run.plan.chain.decided.modified_tokens(run.step) if run.plan.chain else {}
+        return {name: int(so_far[run.step]) + decided.get(name, 0) for name, so_far in self._modified.items()}

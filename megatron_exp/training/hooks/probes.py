@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_exp.control.answers import answers_of
 from megatron_exp.errors import UserError
 from megatron_exp.files import write_file
 from megatron_exp.manifest.schema import PROBES, SCHEMA_VERSION
@@ -28,6 +29,7 @@ class ProbeHook(Hook):
         self._due: dict[int, list[int]] = {}
         self._written = PROBES.empty_table()
         self._new: list[pa.Table] = []
+        self._latest = PROBES.empty_table()
 
     def on_start(self, run: Run, state: Any) -> None:
         del state
@@ -40,20 +42,27 @@ class ProbeHook(Hook):
 
     def on_step(self, run: Run) -> None:
         due = self._due.get(run.step)
+        self._latest = PROBES.empty_table()
         if not due:
             return
         answers = score_probes(run.scorer, self._probes.take(due), run.plan.manifest, run.plan.base)
         stamps = {"attempt": np.full(len(answers), run.attempt, np.uint16), "step": np.full(len(answers), run.step, np.uint32)}
         columns = [stamps[name] if name in stamps else answers[name] for name in PROBES.names]
-        self._new.append(pa.table(columns, schema=PROBES))
+        self._latest = pa.table(columns, schema=PROBES)
+        self._new.append(self._latest)
+
+    def answers(self, experiment: str, name: str, arm: str) -> dict[int, float | None]:
+        """{item: value} of one experiment's probes of this name, as just answered in this state."""
+        return answers_of(self._latest, experiment, name, arm)
 
     def on_checkpoint(self, run: Run) -> None:
-        self._write(run)
+        self.write(run)
 
     def on_end(self, run: Run) -> None:
-        self._write(run)
+        self.write(run)
 
-    def _write(self, run: Run) -> None:
+    def write(self, run: Run) -> None:
+        """Make all answers so far durable."""
         if self._new and run.layout.is_main:
             self._written = pa.concat_tables([self._written, *self._new]).unify_dictionaries()
             buffer = pa.BufferOutputStream()
