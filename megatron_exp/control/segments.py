@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron_exp import fingerprint
@@ -99,6 +100,20 @@ def read_segments(run_dir: Path, origin: str) -> list[Segment]:
 def segment_rows(segments: Iterable[Segment]) -> pa.Table:
     """SEGMENTS: everything that was handed out."""
     return pa.concat_tables([SEGMENTS.empty_table(), *(segment.rows for segment in segments)]).unify_dictionaries().combine_chunks()
+
+
+def handed_out(segments: Iterable[Segment], state: int) -> dict[str, dict[str, int]]:
+    """{experiment: {decisions, copies, tokens}}: what was inserted in the steps before a model state, by those whose controllers had decided."""
+    found: dict[str, dict[str, int]] = {}
+    for segment in segments:
+        for name in segment.decisions if segment.step < state else ():
+            one = found.setdefault(name, {"decisions": 0, "copies": 0, "tokens": 0})
+            is_mine = pc.equal(segment.rows["experiment"].cast(pa.string()), name)
+            rows = segment.rows.filter(pc.and_(is_mine, pc.less(segment.rows["step"], state)))
+            one["decisions"] += 1
+            one["copies"] += len(rows)
+            one["tokens"] += pc.sum(rows["length"]).as_py() or 0
+    return found
 
 
 def _refusal(path: Path, found: str) -> UserError:

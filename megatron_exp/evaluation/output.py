@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from megatron_exp import __version__, fingerprint
 from megatron_exp.checkpoint.catalogue import FILE_LIST
+from megatron_exp.control.segments import handed_out, read_segments
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation.asking import RECORDED_NAME
 from megatron_exp.evaluation.results import Results, unscored_counts
@@ -73,6 +74,7 @@ def results_record(
     """The content of results.json: no times and nothing else that two evaluations of the same inputs could differ in."""
     run, *references = subjects
     state = inputs["states"][-1]
+    used = _handed_out(run, manifest, state)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": run.record.name,
@@ -84,9 +86,19 @@ def results_record(
         "against": _reference_record(references[0]) if references else None,
         "command": list(command),
         "inputs": inputs,
-        "experiments": {name: _experiment_record(manifest, name, responses, results) for name in inputs["experiments"]},
+        "experiments": {
+            name: _experiment_record(manifest, name, responses, results) | used.get(name, {}) for name in inputs["experiments"]
+        },
         "family_sizes": results.family_sizes,
     }
+
+
+def _handed_out(run: Subject, manifest: Manifest, state: int) -> dict[str, dict[str, Any]]:
+    """For experiments with a controller, what it inserted up to the state: its budget is known only after the run."""
+    if not manifest.controllers or run.record.baseline:
+        return {}
+    segments = read_segments(run.record.path, run.record.manifest_fingerprint)
+    return {name: {"handed_out": one} for name, one in handed_out(segments, state).items()}
 
 
 def _experiment_record(manifest: Manifest, name: str, responses: pa.Table, results: Results) -> dict[str, Any]:

@@ -95,8 +95,9 @@ def materialize(
         _check_record(out, stream.fingerprint, pad_id)
         write_stock_index(out / CACHE, text, num_slots, length)
         return prefix
-    if not (baseline or list_inexpressible):
-        _refuse_kinds(manifest, masked)
+    if not baseline:
+        _refuse_controllers(manifest, masked)
+        _refuse_kinds(manifest, masked, list_inexpressible)
     dtype = token_dtype(corpus.vocabulary_size) if pad_id is None or pad_id >= 0 else np.dtype("<i4")
     with durable_directory(out) as directory:
         written = _write_slots(directory, stream, dtype, pad_id, list_inexpressible, progress)
@@ -127,8 +128,19 @@ def _check_record(out: Path, fingerprint: str, pad_id: int | None) -> None:
         )
 
 
-def _refuse_kinds(manifest: Manifest, masked: frozenset[str]) -> None:
+def _refuse_controllers(manifest: Manifest, masked: frozenset[str]) -> None:
+    found = sorted(set(manifest.controllers) - masked)
+    if found:
+        raise UserError(
+            f"What experiments {', '.join(found)} of {manifest.path} insert is decided while training, by the model that is trained; shards made beforehand "
+            "cannot hold it. Leave them out (--mask), or train with `megatron-exp train`."
+        )
+
+
+def _refuse_kinds(manifest: Manifest, masked: frozenset[str], list_inexpressible: bool) -> None:
     """Refuse at once what the table of insertions already shows, before terabytes are written."""
+    if list_inexpressible:
+        return
     insertions = manifest.insertions().select(["experiment", "kind"])
     names, kinds = (insertions[name].cast(pa.string()) for name in ("experiment", "kind"))
     affected = pc.and_(pc.is_in(kinds, pa.array(["noise", "mask"])), pc.invert(pc.is_in(names, pa.array(sorted(masked), pa.string()))))

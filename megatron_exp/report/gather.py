@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megatron_exp.control.segments import read_segments, segment_rows
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
 from megatron_exp.manifest.reader import Manifest
@@ -57,7 +58,13 @@ class Inputs:
         if self.run.baseline:
             return table.slice(0, 0)
         masked = pa.array(sorted(self.run.masked), pa.string())
-        return table.filter(pc.invert(pc.is_in(table["experiment"].cast(pa.string()), value_set=masked)))
+        planned = table.filter(pc.invert(pc.is_in(table["experiment"].cast(pa.string()), value_set=masked)))
+        return pa.concat_tables([planned, self.handed_out.select(planned.schema.names)]).unify_dictionaries()
+
+    @cached_property
+    def handed_out(self) -> pa.Table:
+        """SEGMENTS: what controllers have inserted in this run so far."""
+        return segment_rows([] if self.run.baseline else read_segments(self.run.path, self.manifest.fingerprint))
 
     @property
     def last_step(self) -> int:

@@ -15,6 +15,7 @@ from megatron_exp.report.figures import PALETTE, Picture, label, picture
 from megatron_exp.report.gather import Inputs
 
 _BINS = 120
+_KIND_COLUMNS = ["experiment", "condition", "kind"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class InsertedRow:
 
 
 def inserted_rows(inputs: Inputs) -> list[InsertedRow]:
-    """All conditions of the manifest, also those that insert nothing (controls)."""
-    kinds = _kinds(inputs.manifest.insertions())
+    """All conditions of the manifest, also those that insert nothing (controls); what controllers have handed out is counted in."""
+    kinds = _kinds(pa.concat_tables([table.select(_KIND_COLUMNS) for table in (inputs.manifest.insertions(), inputs.handed_out)]))
+    handed_out = _handed_out(inputs.handed_out)
     num_tokens = inputs.manifest.geometry.num_tokens
     return [
         InsertedRow(
@@ -43,14 +45,24 @@ def inserted_rows(inputs: Inputs) -> list[InsertedRow]:
             kinds=", ".join(kinds.get((experiment, condition), ["none"])),
             items=cell["items"],
             controls=cell["controls"],
-            copies=cell["insertions"],
-            tokens=cell["tokens"],
-            slots=cell["slots"],
-            fraction=cell["tokens"] / num_tokens,
+            copies=cell["insertions"] + more[0],
+            tokens=cell["tokens"] + more[1],
+            slots=cell["slots"] + more[2],
+            fraction=(cell["tokens"] + more[1]) / num_tokens,
         )
         for experiment in inputs.manifest.experiments
         for condition, cell in sorted(inputs.manifest.counts[experiment].items(), key=lambda pair: natural(pair[0]))
+        for more in [handed_out.get((experiment, condition), (0, 0, 0))]
     ]
+
+
+def _handed_out(rows: pa.Table) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """{(experiment, condition): (copies, tokens, slots)} of what controllers inserted. Their places are apart from all others, their slots may not be."""
+    grouped = rows.group_by(["experiment", "condition"]).aggregate([("length", "count"), ("length", "sum"), ("slot", "count_distinct")])
+    return {
+        (row["experiment"], row["condition"]): (row["length_count"], row["length_sum"], row["slot_count_distinct"])
+        for row in grouped.to_pylist()
+    }
 
 
 def _kinds(insertions: pa.Table) -> dict[tuple[str, str], list[str]]:
@@ -110,7 +122,8 @@ def _shares(inputs: Inputs, table: pa.Table, experiment: str) -> np.ndarray:
 
 def interventions(inputs: Inputs, experiment: str) -> dict[str, Any]:
     """How one experiment intervenes: copies by kind in order of application, and the exclusive ones among them."""
-    table = inputs.manifest.insertions()
+    columns = ["experiment", "kind", "length", "exclusive"]
+    table = pa.concat_tables([table.select(columns) for table in (inputs.manifest.insertions(), inputs.handed_out)]).unify_dictionaries()
     mine = table.filter(pc.equal(table["experiment"].cast(pa.string()), experiment))
     rows = mine.group_by("kind").aggregate([("length", "count"), ("exclusive", "any")]).to_pylist()
     return {

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from megatron_exp.experiments.context import Context
-from megatron_exp.experiments.protocol import Analysis, Controller, Experiment, Item, LogLikelihood, Probe, Request
+from megatron_exp.experiments.protocol import Analysis, Controller, Experiment, Item, LogLikelihood, Probe, Request, Score
 
 COLOURS = "red blue green white black grey amber pale".split()
 
@@ -70,6 +70,10 @@ class Facts(Experiment):
     @property
     def analysis(self) -> Analysis:
         return Analysis(())
+
+    def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:
+        del items, responses
+        return iter(())
 
 
 FACTS = {"name": "facts", "type": "tests.control.facts"}

@@ -17,6 +17,7 @@ from megatron_exp.manifest.reader import Manifest
 from megatron_exp.placement.place import SlotBudget, place
 from megatron_exp.placement.rows import Copies
 from megatron_exp.preparation.diff import diff
+from megatron_exp.preparation.materialize import materialize
 from megatron_exp.preparation.plan import plan
 from megatron_exp.seeding import Words
 from megatron_exp.stream.slot import Geometry
@@ -206,3 +207,10 @@ def test_a_changed_controller_breaks_the_plan_fingerprint(manifest, tmp_path):
     record["controllers"]["facts"]["target"] = 0.5
     (copy / "manifest.json").write_bytes(orjson.dumps(record))
     assert any("plan fingerprint" in finding.problem for finding in verify(copy))
+
+
+def test_what_is_decided_while_training_cannot_be_materialised_beforehand(manifest, tmp_path):
+    with pytest.raises(UserError, match="What experiments facts of .* insert is decided while training"):
+        materialize(manifest.path, tmp_path / "out", list_inexpressible=True)
+    assert list(tmp_path.iterdir()) == []
+    materialize(manifest.path, tmp_path / "out", masked=frozenset({"facts"}), list_inexpressible=True, pad_id=-1)
