@@ -109,7 +109,7 @@ def job_states(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs:
         return {}
     try:
-        done = _run(["squeue", "--noheader", "--states=all", "--format=%F %T"])
+        done = _run(["squeue", "--noheader", "--states=all", "--format=%F %T", f"--jobs={','.join(jobs)}"])
     except UserError:
         return {}
     states: dict[str, str] = {}

@@ -206,13 +206,13 @@ def _dependence(cluster: Cluster, folders: Folders, manifest: Path) -> list[Stag
         "--steps",
         str(test.steps),
     )
-    progress = (folders.dependence, "*/*/results.parquet")
+    progress = (folders.dependence, "cells/*/results.parquet")
     pilot = Stage(
         name="cpdt-prepare",
         purpose="dependence test: how strong each experiment must be to show",
         arguments=(*command, "--prepare"),
         resources=_as_cpdt(cluster, "cpdt-prepare"),
-        progress=progress,
+        progress=(folders.dependence, "pilot/*/cells/*/results.parquet"),
         folder=folders.logs("cpdt-prepare"),
     )
     array = Stage(
@@ -228,6 +228,7 @@ def _dependence(cluster: Cluster, folders: Folders, manifest: Path) -> list[Stag
         name="cpdt-gate",
         purpose="the matrix of the dependence test" + ("; experiments that disturb each other end the chain here" if test.gate else ""),
         arguments=(*command, *(["--gate"] if test.gate else [])),
+        result=folders.dependence / "matrix.json",
         resources=_as_cpdt(cluster, "cpdt-gate"),
         progress=progress,
         folder=folders.logs("cpdt-gate"),

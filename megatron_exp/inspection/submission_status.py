@@ -41,9 +41,9 @@ def submission_status(root: Path, job_states: Mapping[str, str]) -> SubmissionSt
     """Read what the stages have left behind; `job_states`: job number to SLURM's state, of the jobs that it still knows."""
     submission = Submission.open(root)
     stages = [_stage(stage, job_states) for stage in submission.stages]
-    last_done = max((index for index, stage in enumerate(stages) if stage.state == "done"), default=-1)
-    # A stage is only begun when those before it have ended well.
-    shown = tuple(_as_done(stage) if index < last_done else stage for index, stage in enumerate(stages))
+    furthest = max((index for index, stage in enumerate(stages) if stage.state in ("done", "running", "completing")), default=-1)
+    # A stage is only begun when those before it have ended well; SLURM soon forgets those.
+    shown = tuple(_as_done(stage) if index < furthest else stage for index, stage in enumerate(stages))
     return SubmissionStatus(str(root), submission.name, shown, _advice(root, shown))
 
 

@@ -96,6 +96,7 @@ def test_stages_are_told_by_their_results_then_by_slurm(tmp_path):
     found = submission_status(tmp_path, waiting)
     assert "step 3 of 10" in found.stages[1].detail and "no checkpoint yet" in found.stages[1].detail
     assert states(tmp_path, {}) == ["done", "unknown", "unknown", "unknown"]
+    assert states(tmp_path, {"4": "RUNNING"}) == ["done", "done", "done", "running"]
     (tmp_path / "report.html").touch()
     assert states(tmp_path, {}) == ["done"] * 4
     assert "Everything is done" in submission_status(tmp_path, {}).advice
