@@ -251,6 +251,7 @@ def _closing(cluster: Cluster, folders: Folders) -> list[Stage]:
             purpose="every experiment scored, run against twin",
             arguments=("eval", str(folders.run), *against),
             resources=resources_of(cluster, "eval"),
+            progress=(folders.run / "evals", "step-*.units/*.parquet"),
             folder=folders.logs("eval"),
         ),
         Stage(
