@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from megatron_exp.checkpoint.distance import weight_distance
 from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation import output
@@ -68,6 +69,7 @@ def evaluate(
         if layout.is_main:
             results = score_experiments(manifest, names, responses, wanted[-1])
             record = output.results_record(manifest, subjects, inputs, responses, results, command)
+            record["weight_distance"] = _weight_distances(subjects)
             output.write_evaluation(directory, record, responses, results)
             units.remove()
         layout.barrier()
@@ -106,3 +108,11 @@ def _twin_as_judge(examiner: Examiner, subjects: Sequence[Subject]) -> Judge | N
     """The twin's newest checkpoint, which saw no insertion."""
     twin = next((subject for subject in subjects if subject.label == "twin" and subject.newest is not None), None)
     return None if twin is None or twin.newest is None else Judge(Scorer(examiner.loaded(twin, twin.newest)))
+
+
+def _weight_distances(subjects: Sequence[Subject]) -> dict[str, dict[str, dict[str, float]]]:
+    """{state: distance of run and twin by part} in every state that both have a checkpoint of."""
+    run, *others = subjects
+    twins = [other for other in others if other.label == "twin"]
+    common = sorted(set(run.checkpoints).intersection(*(twin.checkpoints for twin in twins))) if twins else []
+    return {str(state): weight_distance(run.checkpoints[state], twins[0].checkpoints[state]) for state in common}

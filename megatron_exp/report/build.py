@@ -16,6 +16,7 @@ from megatron_exp.report.inserted import inserted_rows, placement_picture
 from megatron_exp.report.methods import methods
 from megatron_exp.report.overview import key_figures, scale_note, verdict_kind
 from megatron_exp.report.provenance import citations, provenance
+from megatron_exp.report.signatures import signatures
 
 
 def report(
@@ -51,6 +52,7 @@ def render(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> str:
 
 def gathered(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> dict[str, Any]:
     """Everything that the page shows."""
+    dependence = dependence_section(cpdt, inputs.manifest)
     return {
         "page_title": f"{inputs.run.name}: report",
         "version": __version__,
@@ -66,7 +68,8 @@ def gathered(inputs: Inputs, *, show_text: bool, cpdt: Path | None = None) -> di
         "placement": placement_picture(inputs),
         "dynamics": dynamics_pictures(inputs),
         "experiments": experiment_sections(inputs, show_text=show_text),
-        "dependence": dependence_section(cpdt, inputs.manifest),
+        "dependence": dependence,
+        "signatures": signatures(inputs, dependence),
         "methods": methods(inputs),
         "provenance": provenance(inputs),
         "citations": citations(inputs),

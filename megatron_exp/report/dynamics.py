@@ -1,5 +1,6 @@
 """Training dynamics of the run beside its twin: losses, gradient norm, layer norms."""
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from megatron_exp.display.numbers import measured, signed
@@ -30,6 +31,7 @@ def dynamics_pictures(inputs: Inputs) -> list[Picture]:
         _pair(inputs, ("validation_loss",), "Validation loss", "nats per token"),
         _pair(inputs, ("grad_norm",), "Gradient norm", "norm before clipping"),
         _norms(inputs),
+        _distance(inputs),
     ]
     return [one for one in drawn if one is not None]
 
@@ -93,6 +95,36 @@ def _norms(inputs: Inputs) -> Picture | None:
         draw,
         alt=f"Line plot of the weight norms of the parts {', '.join(names)} over updates; last values: {last}.",
         caption=f"L2 norms of the weights by part of the model; dashed: the twin. Last values: {last}.",
+    )
+
+
+def _distance(inputs: Inputs) -> Picture | None:
+    """Relative distance of the weights of run and twin, in the states that `eval` found checkpoints of both in."""
+    found = inputs.results.record.get("weight_distance") or {}
+    states = sorted(map(int, found))
+    if not states:
+        return None
+    parts = list(found[str(states[0])])
+    steps = np.array(states)
+    shares = {part: np.array([found[str(state)][part]["distance"] / found[str(state)][part]["norm"] for state in states]) for part in parts}
+
+    def draw(axes: Axes) -> None:
+        for index, part in enumerate(parts):
+            _line(
+                axes,
+                Series(steps, shares[part]),
+                part,
+                PALETTE[index % len(PALETTE)],
+                DASHES[index % len(DASHES)],
+                MARKERS[index % len(MARKERS)],
+            )
+        _finish(axes, "Weight distance, run and twin", "share of the twin's norm")
+
+    last = ", ".join(f"{part} {measured(float(shares[part][-1]))}" for part in parts)
+    return picture(
+        draw,
+        alt=f"Line plot of the distance between the weights of run and twin over {len(states)} states; in state {states[-1]}: {last}.",
+        caption=f"L2 distance of the weights of run and twin, as a share of the twin's norm, by part of the model. In state {states[-1]}: {last}.",
     )
 
 

@@ -3,10 +3,8 @@
 import torch
 
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.parts import PARTS, part_of
 from megatron_exp.training.agreement import sum_over_processes
-
-PARTS = {"embedding.": "input", "decoder.": "hidden", "output_layer.": "output"}
-"""First part of a parameter's name in a GPTModel, and what it is called in metrics."""
 
 
 def weight_norms(model: LanguageModel) -> dict[str, float]:
@@ -21,10 +19,6 @@ def weight_norms(model: LanguageModel) -> dict[str, float]:
         for chunk in model.chunks:
             for name, weight in chunk.named_parameters():
                 if layout.tp_rank == 0 or getattr(weight, "tensor_model_parallel", False):
-                    squares[_part(name)] += torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).double().square()
+                    squares[part_of(name)] += torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).double().square()
     total = sum_over_processes(layout, torch.stack(list(squares.values())).cpu())  # the only wait for the device
     return dict(zip(squares, total.sqrt().tolist(), strict=True))
-
-
-def _part(name: str) -> str:
-    return next(part for start, part in PARTS.items() if name.startswith(start))
