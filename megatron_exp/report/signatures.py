@@ -60,7 +60,7 @@ def _watched_drift(inputs: Inputs) -> bool:
     return any(str(part).startswith("--against") for command in commands for part in command)
 
 
-def _failed_controls(rows: list[dict]) -> list[str]:  # type: ignore[type-arg]
+def _failed_controls(rows: list[dict]) -> list[str]:
     return [
         f"{row['experiment']}: {row['outcome']}, {row['condition']} (state {row['step']})"
         for row in rows
@@ -68,7 +68,7 @@ def _failed_controls(rows: list[dict]) -> list[str]:  # type: ignore[type-arg]
     ]
 
 
-def _unscored(rows: list[dict]) -> list[str]:  # type: ignore[type-arg]
+def _unscored(rows: list[dict]) -> list[str]:
     found = []
     for row in rows:
         total = row["n"] + row["num_unscored"]

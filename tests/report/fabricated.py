@@ -141,6 +141,7 @@ def make_run(
         "stream": {"fingerprint": stream.fingerprint},
         "baseline": baseline,
         "masked": [],
+        "attempts": [{"attempt": 1, "from_step": 0}, {"attempt": 2, "from_step": max(0, steps_done // 2 - 3)}],
         "model": {"layers": 4, "hidden": 128, "heads": 4},
         "precision": "fp32",
         "layout": {"tp": 1, "dp": 1},
