@@ -10,19 +10,27 @@ from megatron_exp.errors import UserError
 from megatron_exp.evaluation import evaluate
 from megatron_exp.inspection.verify import verify
 from megatron_exp.manifest.reader import Manifest
+from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.preparation.plan import plan
+from megatron_exp.search.patterns import Patterns
+from megatron_exp.search.places import in_training
+from megatron_exp.shards.corpus import Corpus
 from megatron_exp.training.train import train
 from tests.training import toy
 
 CANARIES, FORGETTING, _ = toy.EXPERIMENTS
 MODEL_BASED = {**CANARIES, "name": "model-based", "suffix_types": ["model-based"]}
-LISTED = [MODEL_BASED, CANARIES, FORGETTING]
+VERBATIM = {"name": "verbatim", "type": "verbatim_completion", "selection": "likelihood", "string_tokens": 12, "prompt_tokens": 6}
+VERBATIM |= {"num_strings": 16, "min_strings": 12, "states": [0.5, 1.0]}
+LISTED = [MODEL_BASED, CANARIES, VERBATIM, FORGETTING]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A directory with corpus, manifest (planned without a reference) and twin."""
+    """A directory with a corpus of short documents, manifest (planned without a reference) and twin."""
     directory = tmp_path_factory.mktemp("reference")
+    texts = [orjson.loads(line)["text"] for line in toy.write_texts(directory / "texts.jsonl").read_bytes().splitlines()]
+    toy.make_corpus_of(directory, [sentence + "." for text in texts for sentence in text.split(".")[:7]])
     manifest = toy.make_manifest(directory, experiments=LISTED)
     assert train(manifest, directory / "twin", baseline=True) == 0
     return directory
@@ -58,6 +66,19 @@ def test_the_second_plan_adds_canaries_of_the_twin(second):
     assert verify(second.path) == []
 
 
+def test_no_removed_string_is_left_in_the_stream_as_trained(world, second):
+    items = [row for row in second.items().to_pylist() if row["experiment"] == "verbatim"]
+    strings = {arm: [second.payload(row["payload"]) for row in items if row["condition"] == arm] for arm in ("removed", "kept")}
+    assert len(strings["removed"]) == len(strings["kept"]) == 8
+    corpus = Corpus.open(world / "corpus")
+    stream = second.open_stream(corpus)
+    trained = Overlay.open(stream, second)
+    slots = {arm: in_training(stream, Patterns.of(found))["slot"].to_pylist() for arm, found in strings.items()}
+    assert len(slots["removed"]) >= 4 and set(slots["removed"]) <= {row["slot"] for row in second.insertions().to_pylist()}
+    assert in_training(trained, Patterns.of(strings["removed"])).num_rows == 0
+    assert in_training(trained, Patterns.of(strings["kept"])).num_rows >= 4
+
+
 def test_another_state_of_the_twin_is_another_reference(world, second, tmp_path):
     other = planned(world, tmp_path / "m", world / "twin", step=8)
     assert other.record["reference"]["state"] == 8
@@ -73,6 +94,7 @@ def test_a_run_on_the_second_manifest_and_the_twin_of_the_first_are_a_pair(world
     results = orjson.loads((directory / "results.json").read_bytes())
     assert results["against"]["relation"] == "twin" and results["against"]["differences"] == []
     assert all(not one["unscored"] for one in results["experiments"].values()), results["experiments"]
+    assert any(row["outcome"] == "continuation" and row["primary"] and row["p"] for row in results["experiments"]["verbatim"]["outcomes"])
     assert {row["outcome"] for row in results["experiments"]["model-based"]["outcomes"]} >= {"auc", "gain", "tpr-at-1pct-fpr"}
 
 
