@@ -1,8 +1,12 @@
 """From a trained twin to a second plan, to a run on it: everything real, tiny."""
 
+import subprocess
+import sys
+
 import numpy as np
 import orjson
 import pytest
+import yaml
 
 from megatron_exp.checkpoint.convert import to_huggingface
 from megatron_exp.cli.reference import opened_reference
@@ -96,6 +100,20 @@ def test_a_run_on_the_second_manifest_and_the_twin_of_the_first_are_a_pair(world
     assert all(not one["unscored"] for one in results["experiments"].values()), results["experiments"]
     assert any(row["outcome"] == "continuation" and row["primary"] and row["p"] for row in results["experiments"]["verbatim"]["outcomes"])
     assert {row["outcome"] for row in results["experiments"]["model-based"]["outcomes"]} >= {"auc", "gain", "tpr-at-1pct-fpr"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_command_gives_the_same_plan_in_one_process_and_under_torchrun(world, second, tmp_path, num_processes):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config_of(world).model_dump(mode="json")))
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if num_processes == 2 else []
+    arguments = ["config.yaml", "--out", "m", "--reference", str(world / "twin"), "--extends", str(world / "manifest")]
+    done = subprocess.run(
+        [sys.executable, *start, "-m", "megatron_exp", "plan", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("modified tokens:") == 1
+    assert Manifest.open(tmp_path / "m").fingerprint == second.fingerprint
 
 
 def test_the_same_weights_as_a_hugging_face_model_choose_the_same_canaries(world, second, tmp_path):
