@@ -30,7 +30,9 @@ def cpdt(
     from_: Annotated[Path | None, typer.Option("--from", help="Checkpoint, or a run for its last one.")] = None,
     seeds: Annotated[int, typer.Option(help="Replicates. More can be added later.")] = 5,
     steps: Annotated[int, typer.Option(help="Updates of every run.")] = 100,
-    intensity: Annotated[float, typer.Option(help="Share of a run's tokens for each experiment.")] = 0.01,
+    intensity: Annotated[float, typer.Option(help="Share of a run's tokens for each experiment; 0: what it requests itself.")] = 0.01,
+    share: Annotated[list[str] | None, typer.Option(help="NAME=FRACTION: this experiment's own share. Repeatable.")] = None,
+    experiment: Annotated[list[str] | None, typer.Option(help="Only this experiment. Repeatable.")] = None,
     raise_to: Annotated[float, typer.Option(help="Largest share, where an experiment's own effect does not show at the first.")] = 0.04,
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the checkpoint's own.")] = None,
     leave_one_out: Annotated[str, typer.Option(help="auto (where ALL changes a column), always, or never.")] = "auto",
@@ -45,7 +47,7 @@ def cpdt(
 ) -> None:
     """Do the experiments of a manifest disturb one another? Short runs from one checkpoint, before the long one."""
     if plan:
-        print_plan(manifest, seeds, steps, tokens_per_second, json)
+        print_plan(manifest, seeds, steps, tokens_per_second, json, tuple(experiment or ()))
         return
     if from_ is None or out is None:
         raise UserError("cpdt needs --from CHECKPOINT and --out DIR (or --plan, to see what it would cost).")
@@ -55,7 +57,9 @@ def cpdt(
         num_seeds=seeds,
         steps=steps,
         intensity=intensity,
-        raise_to=max(raise_to, intensity),
+        raise_to=max(raise_to, intensity) if intensity else 0.0,
+        shares=dict(map(_parsed_share, share or ())),
+        only=tuple(experiment or ()),
         learning_rate=learning_rate,
         leave_one_out=leave_one_out,
         task=parsed_task(task) if task else None,
@@ -80,6 +84,14 @@ def _run(manifest: Path, checkpoint: Path, out: Path, settings: "Settings") -> d
 
     machinery = Machinery(planner=planner, continue_from=Continuation.open, learning_rate=rate_at)
     return go(manifest, checkpoint, out, settings, machinery, command=sys.argv)
+
+
+def _parsed_share(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise UserError(f"--share {text!r} is not of the form NAME=FRACTION, such as poisoning=0.1.") from error
 
 
 def print_matrix(record: dict[str, Any], out: Path) -> None:

@@ -1,5 +1,6 @@
 """Power and cost before a run, as `plan --power` and `cpdt --plan` print them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,20 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def print_plan(path: Path, seeds: int, steps: int, tokens_per_second: float | None, as_json: bool) -> None:
+def print_plan(path: Path, seeds: int, steps: int, tokens_per_second: float | None, as_json: bool, only: Sequence[str] = ()) -> None:
     """Power and cost of a manifest, as tables or as JSON."""
     from megatron_exp.manifest.reader import Manifest
 
     manifest = Manifest.open(path)
     if as_json:
-        console.print_json(orjson.dumps(plan_of(manifest, seeds, steps, tokens_per_second), default=str).decode())
+        console.print_json(orjson.dumps(plan_of(manifest, seeds, steps, tokens_per_second, only), default=str).decode())
     else:
-        print_power(manifest, seeds=seeds, steps=steps, tokens_per_second=tokens_per_second)
+        print_power(manifest, seeds=seeds, steps=steps, tokens_per_second=tokens_per_second, only=only)
 
 
-def plan_of(manifest: "Manifest", seeds: int = 5, steps: int = 100, tokens_per_second: float | None = None) -> dict[str, Any]:
+def plan_of(
+    manifest: "Manifest", seeds: int = 5, steps: int = 100, tokens_per_second: float | None = None, only: Sequence[str] = ()
+) -> dict[str, Any]:
     """Power of every primary, the bill of run and twin, and that of a dependence test."""
     from megatron_exp.dependence.bill import cpdt_bill, run_bill
     from megatron_exp.dependence.power import power_of
@@ -44,15 +47,17 @@ def plan_of(manifest: "Manifest", seeds: int = 5, steps: int = 100, tokens_per_s
     corpus = Corpus.open(manifest.corpus_path)
     shape = resolve_shape(manifest.config.model, corpus.vocabulary_size, manifest.geometry.sequence_length)
     try:
-        test = cpdt_bill(manifest, shape, tested(manifest), num_seeds=seeds, steps=steps, tokens_per_second=tokens_per_second)
+        test = cpdt_bill(manifest, shape, tested(manifest, only), num_seeds=seeds, steps=steps, tokens_per_second=tokens_per_second)
     except UserError as error:
         test = {"not_possible": str(error)}
     return {"schema_version": 1, "power": [asdict(one) for one in power_of(manifest)], "bill": run_bill(manifest, shape), "cpdt": test}
 
 
-def print_power(manifest: "Manifest", *, seeds: int = 5, steps: int = 100, tokens_per_second: float | None = None) -> None:
+def print_power(
+    manifest: "Manifest", *, seeds: int = 5, steps: int = 100, tokens_per_second: float | None = None, only: Sequence[str] = ()
+) -> None:
     """Power and cost before the run, as tables."""
-    record = plan_of(manifest, seeds, steps, tokens_per_second)
+    record = plan_of(manifest, seeds, steps, tokens_per_second, only)
     names = ("experiment", "outcome", "n", "clusters", "null spread", "detectable", "of interest", "source", "")
     table = Table(*names, box=None)
     for one in record["power"]:

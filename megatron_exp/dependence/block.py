@@ -27,7 +27,7 @@ def block_config(manifest: Manifest, fractions: Mapping[str, float], seed: int, 
 
     Args:
         manifest: whose experiments are tested.
-        fractions: experiment to its share of the tokens; those not named are left out.
+        fractions: experiment to its share of the tokens, 0 for what it requests itself; those not named are left out.
         seed: number of the replicate: items, assignment and places of its own.
         first_slot: where in the order its base slots begin.
         steps: length of its runs.
@@ -54,7 +54,7 @@ def block_config(manifest: Manifest, fractions: Mapping[str, float], seed: int, 
 
 def _at_intensity(entry: ExperimentEntry, fraction: float, geometry: Geometry) -> ExperimentEntry:
     experiment = load_experiment(entry)
-    changes = experiment.at_intensity(fraction, geometry)
+    changes = experiment.at_intensity(fraction, geometry) if fraction else {}
     if (interval := getattr(experiment, "interval", None)) and interval > geometry.steps:
         changes = {"interval": geometry.steps, **changes}  # of a controller, which does not act here
     return entry.model_copy(update={"parameters": {**entry.parameters, **changes}})
@@ -83,7 +83,8 @@ def _part(one: Any, fraction: float) -> tuple["InBlock", list[Item]]:
     by_key: dict[Key, Item] = {(item.item, item.arm): item for item in one.items}
     bank = one.controller.bank if one.controller else ()
     requests = open_loop(one.items, list(one.experiment.requests(one.items, context)), bank, context.geometry)
-    chosen = at_tokens(requests, by_key, round(fraction * context.geometry.num_tokens), context.geometry, context.words("cpdt"))
+    wanted = round(fraction * context.geometry.num_tokens)
+    chosen = at_tokens(requests, by_key, wanted, context.geometry, context.words("cpdt")) if fraction else requests
     inserted = {(request.item, request.arm) for request in chosen}
     asked = asked_items(one.experiment.dependence, one.items, inserted)
     return InBlock(one.experiment, chosen, frozenset(asked)), [item for key, item in by_key.items() if key in inserted or key in asked]

@@ -19,13 +19,13 @@ CLEAR = 4.0
 """The effect of an experiment on its own outcome must be this many standard deviations of one run: with 5 replicates it is then clear."""
 
 
-def raised(bench: Bench, largest: float) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Fractions at which every column's own effect is clear, or the largest allowed, and what was found on the way.
+def raised(bench: Bench, largest: float, fixed: frozenset[str] = frozenset()) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Fractions at which every column's own effect is clear, or the largest allowed, and what was found on the way. fixed: experiments whose share was given.
 
     Every round trains `none` and the experiments not yet clear, alone, in two replicates that the test itself does not use.
     """
     fractions, found = dict(bench.fractions), list[dict[str, Any]]()
-    waiting, number = list(bench.columns), 0
+    waiting, number = [name for name in bench.columns if name not in fixed], 0
     while waiting and any(fractions[name] < largest for name in waiting):
         trial = dataclasses.replace(bench, directory=bench.directory / "pilot" / str(number), fractions=dict(fractions), _blocks={})
         ratios = _clearness(trial, waiting)

@@ -1,7 +1,7 @@
 """`cpdt`: from a manifest and a checkpoint to the dependence matrix."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from megatron_exp.stream.olmo import OlmoStream
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machinery:
@@ -45,14 +47,17 @@ class Settings:
     """How a test is made.
 
     num_seeds: replicates. steps: length of a run. intensity: share of a run's tokens for every experiment, raised up to `raise_to` where its own effect is not
-    clear. leave_one_out: `auto` trains ALL without each experiment where ALL changes a column. task: (number from 0, of how many) to do a share of the cells
-    and no matrix. collect: write the matrix of the cells there are, without running any.
+    clear; 0: what the experiments request themselves in a run of this length. shares: intensity of single experiments, which is not raised. only: names of
+    the experiments tested; empty: all. leave_one_out: `auto` trains ALL without each experiment where ALL changes a column. task: (number from 0, of how
+    many) to do a share of the cells and no matrix. collect: write the matrix of the cells there are, without running any.
     """
 
     num_seeds: int = 5
     steps: int = 100
     intensity: float = 0.01
     raise_to: float = 0.04
+    shares: Mapping[str, float] = field(default_factory=dict)
+    only: Sequence[str] = ()
     learning_rate: float | None = None
     leave_one_out: str = "auto"
     task: tuple[int, int] | None = None
@@ -66,11 +71,22 @@ class Settings:
             raise UserError(
                 f"--seeds {self.num_seeds}: the spread of runs is estimated from replicates, so at least 2 are needed; 5 is the default."
             )
-        if self.steps < 1 or not 0 < self.intensity <= self.raise_to <= 0.5:
+        if (
+            self.steps < 1
+            or not 0 <= self.intensity <= self.raise_to <= _LARGEST
+            or any(not 0 < one <= _LARGEST for one in self.shares.values())
+        ):
             raise UserError(
                 f"--steps {self.steps}, --intensity {self.intensity:g}, --raise-to {self.raise_to:g}: at least one step is needed, and "
-                "0 < intensity <= raise-to <= 0.5."
+                f"0 <= intensity <= raise-to <= {_LARGEST}; a --share lies above 0 and is at most {_LARGEST}."
             )
+
+    def fractions(self, names: Sequence[str]) -> dict[str, float]:
+        """Share of the tokens for every experiment, before the pilot. UserError for a share of an experiment that is not tested."""
+        unknown = sorted(set(self.shares) - set(names))
+        if unknown:
+            raise UserError(f"--share names {', '.join(unknown)}, which is not among the experiments tested: {', '.join(names)}.")
+        return {name: self.shares.get(name, self.intensity) for name in names}
 
 
 def cpdt(
@@ -89,7 +105,7 @@ def cpdt(
     config = training_config(manifest, settings.overrides)
     corpus = Corpus.open(manifest.corpus_path)
     manifest.check_corpus(corpus)
-    what, shape = tested(manifest), resolve_shape(config.model, corpus.vocabulary_size, config.geometry.sequence_length)
+    what, shape = tested(manifest, settings.only), resolve_shape(config.model, corpus.vocabulary_size, config.geometry.sequence_length)
     start = open_start(checkpoint, manifest, corpus, shape)
     wanted = plan_record(manifest, config, corpus, start, what, settings, machinery, command)
     if settings.collect:
@@ -104,7 +120,7 @@ def cpdt(
             layout=layout,
             trainer=trainer,
             planner=machinery.planner,
-            fractions=dict.fromkeys(what.rows, settings.intensity),
+            fractions=settings.fractions(what.rows),
             columns=list(what.columns),
             slots=wanted["first_slots"],
             steps=settings.steps,
@@ -167,7 +183,12 @@ def plan_record(
         "checkpoint": start.record(),
         "learning_rate": rate,
         "steps": settings.steps,
-        "intensity": {"asked": settings.intensity, "raise_to": settings.raise_to},
+        "intensity": {
+            "asked": settings.intensity,
+            "raise_to": settings.raise_to,
+            "shares": dict(settings.shares),
+            "only": sorted(settings.only),
+        },
         "training": {
             "precision": training.precision,
             "fp8_recipe": training.fp8_recipe if training.precision == "fp8" else None,
@@ -179,7 +200,7 @@ def plan_record(
         "columns": {name: vars(outcome) for name, outcome in what.columns.items()},
         "not_inserted": what.not_inserted,
         "not_measured": what.not_measured,
-        "fractions": dict.fromkeys(what.rows, settings.intensity),
+        "fractions": settings.fractions(what.rows),
         "pilot": [],
         "notes": notes,
         "command": list(command),
@@ -208,7 +229,7 @@ def _prepared(bench: Bench, wanted: dict[str, Any], settings: Settings) -> dict[
         wanted["notes"].append("no pilot was run: the intensities are as asked for")
     else:
         bench.plan = "pilot"
-        wanted["fractions"], wanted["pilot"] = raised(bench, settings.raise_to)
+        wanted["fractions"], wanted["pilot"] = raised(bench, settings.raise_to, frozenset(settings.shares))
     return on_main(bench.layout, lambda: write_plan(bench.directory, wanted))
 
 

@@ -1,5 +1,6 @@
 """Which experiments of a manifest are rows and columns of its test, and why some are not."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_exp.dependence.rows import check_names
@@ -19,8 +20,14 @@ class Tested:
     not_measured: dict[str, str]
 
 
-def tested(manifest: Manifest) -> Tested:
-    """What of a manifest can be tested; UserError where that is fewer than two experiments with one outcome."""
+def tested(manifest: Manifest, only: Collection[str] = ()) -> Tested:
+    """What of a manifest can be tested, of the experiments in `only` where some are named.
+
+    Raises UserError where that is fewer than two experiments with one outcome, or a name is unknown.
+    """
+    unknown = sorted(set(only) - {entry.name for entry in manifest.config.experiments})
+    if unknown:
+        raise UserError(f"The manifest {manifest.path} has no experiment {', '.join(unknown)} to be tested. Name some of those it has.")
     rows: list[str] = []
     columns: dict[str, Dependence] = {}
     not_inserted: dict[str, str] = {}
@@ -28,6 +35,9 @@ def tested(manifest: Manifest) -> Tested:
     for entry in manifest.config.experiments:
         if not entry.enabled:
             not_inserted[entry.name] = "disabled in the manifest"
+            continue
+        if only and entry.name not in only:
+            not_inserted[entry.name] = "not among those asked for"
             continue
         experiment = load_experiment(entry)
         outcome = experiment.dependence

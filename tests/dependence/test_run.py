@@ -162,7 +162,7 @@ def test_a_state_of_the_final_decay_is_refused_unless_a_rate_is_given(start, tmp
 
 
 def test_settings_that_make_no_test_are_refused(start, tmp_path):
-    for changes, message in [({"num_seeds": 1}, "at least 2"), ({"intensity": 0.3}, "0 < intensity")]:
+    for changes, message in [({"num_seeds": 1}, "at least 2"), ({"intensity": 0.3}, "0 <= intensity")]:
         with pytest.raises(UserError, match=message):
             run_test(start, tmp_path / "cpdt", **changes)
     with pytest.raises(UserError, match="replicates of 400 steps need"):
@@ -188,3 +188,26 @@ def test_the_pilot_raises_what_does_not_show_and_leaves_one_out_where_all_differ
     raised = {name for name in NAMES if plan["fractions"][name] > 0.05}
     assert raised == {name for name in NAMES if plan["pilot"][0]["clearness"][name] < 4}
     assert {(one["column"], one["left_out"]) for one in record["leave_one_out"]} == {(a, b) for a in NAMES for b in NAMES if a != b}
+
+
+def test_names_that_are_not_tested_are_refused(start, tmp_path):
+    with pytest.raises(UserError, match="--share names elsewhere"):
+        run_test(start, tmp_path / "cpdt", shares={"elsewhere": 0.1})
+    with pytest.raises(UserError, match="has no experiment elsewhere"):
+        run_test(start, tmp_path / "cpdt", only=("canaries", "elsewhere"))
+    with pytest.raises(UserError, match="at least two and one are needed"):
+        run_test(start, tmp_path / "cpdt", only=("canaries",))
+
+
+def test_single_shares_and_what_experiments_request_themselves_decide_what_a_block_holds(start, tmp_path):
+    counts = {}
+    for name, changes in {"own": {"intensity": 0.0, "raise_to": 0.0}, "share": {"shares": {"canaries": 0.3}}}.items():
+        run_test(start, tmp_path / name, task=(0, 5), only=("canaries", "watermarks"), **changes)
+        block = Manifest.open(tmp_path / name / "blocks" / "0")
+        counts[name] = {key: sum(cell["tokens"] for cell in cells.values()) for key, cells in block.counts.items()}
+        assert set(counts[name]) == {"canaries", "watermarks", "sham"}
+    run_tokens = SETTINGS["steps"] * 4 * 32
+    assert counts["share"]["canaries"] == pytest.approx(0.3 * run_tokens, abs=20)
+    assert counts["share"]["watermarks"] == pytest.approx(0.1 * run_tokens, abs=32)
+    assert counts["own"]["canaries"] != counts["share"]["canaries"]
+    assert counts["own"]["sham"] == counts["own"]["canaries"] + counts["own"]["watermarks"]
