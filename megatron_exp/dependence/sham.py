@@ -44,7 +44,7 @@ def overwrites(lengths: Sequence[tuple[str, int, int]], context: Context) -> tup
     """Items and requests of the sham: the copies of all experiments, each with text of its own.
 
     lengths: (kind, tokens, copies) of every request. What overwrites tokens gets a piece of a pool slot, what rewrites a whole slot (swap, noise) a pool
-    slot; masks rewrite nothing. Where the pool has fewer slots than needed, its text is used again.
+    slot (not exclusive: where the sham is on, all others are off); masks rewrite nothing. Where the pool has fewer slots than needed, its text is used again.
     """
     length = context.geometry.sequence_length
     pieces = [tokens for kind, tokens, copies in lengths if kind in PAYLOAD_KINDS for _ in range(copies)]
@@ -59,7 +59,7 @@ def overwrites(lengths: Sequence[tuple[str, int, int]], context: Context) -> tup
         number = len(pieces) + place
         items.append(Item(item=number, condition="sham", role="treated", **_SOURCE))
         source = slots[[place % len(slots)]]
-        requests.append(Request(item=number, kind="swap", where=window, copies=1, exclusive=True, source_slots=source))
+        requests.append(Request(item=number, kind="swap", where=window, copies=1, source_slots=source))
     return items, requests
 
 

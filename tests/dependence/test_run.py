@@ -201,13 +201,13 @@ def test_names_that_are_not_tested_are_refused(start, tmp_path):
 
 def test_single_shares_and_what_experiments_request_themselves_decide_what_a_block_holds(start, tmp_path):
     counts = {}
-    for name, changes in {"own": {"intensity": 0.0, "raise_to": 0.0}, "share": {"shares": {"canaries": 0.3}}}.items():
-        run_test(start, tmp_path / name, task=(0, 5), only=("canaries", "watermarks"), **changes)
+    for name, changes in {"own": {"intensity": 0.0, "raise_to": 0.0}, "share": {"shares": {"canaries": 0.2}}}.items():
+        run_test(start, tmp_path / name, task=(0, 5), only=("canaries", "watermarks"), steps=8, **changes)
         block = Manifest.open(tmp_path / name / "blocks" / "0")
         counts[name] = {key: sum(cell["tokens"] for cell in cells.values()) for key, cells in block.counts.items()}
         assert set(counts[name]) == {"canaries", "watermarks", "sham"}
-    run_tokens = SETTINGS["steps"] * 4 * 32
-    assert counts["share"]["canaries"] == pytest.approx(0.3 * run_tokens, abs=20)
+    run_tokens = 8 * 4 * 32
+    assert counts["share"]["canaries"] == pytest.approx(0.2 * run_tokens, abs=20)
     assert counts["share"]["watermarks"] == pytest.approx(0.1 * run_tokens, abs=32)
     assert counts["own"]["canaries"] != counts["share"]["canaries"]
     assert counts["own"]["sham"] == counts["own"]["canaries"] + counts["own"]["watermarks"]
