@@ -182,10 +182,21 @@ class Texts(Experiment):
 
     @property
     def dependence(self) -> Dependence:
-        """Log-likelihood of the texts, or of the right ending; the share of prompts completed where the metric is completion."""
+        """Log-likelihood of the texts; share of prompts completed; how much likelier the target is than the likeliest choice: as the metric is."""
         if self.metric == "completion":
             return Dependence(probes=("completion",), unit="fraction", smallest_effect=0.02)
-        return Dependence(probes=("text", "target"), smallest_effect=0.01)
+        if self.metric == "choice":
+            return Dependence(probes=("target", "choice-*"), unit="nats", smallest_effect=0.05)
+        return Dependence(probes=("text",), smallest_effect=0.01)
+
+    def item_values(self, items: pa.Table, responses: pa.Table) -> np.ndarray:
+        """For the metric choice, target minus likeliest choice; NaN where one of them was not scored."""
+        if self.metric != "choice":
+            return super().item_values(items, responses)
+        frame = joined(items, responses)
+        target = frame.of_probe("target")
+        best = {item: float(np.max(frame.run[(frame.probe != "target") & (frame.item == item)])) for item in target.item.tolist()}
+        return target.run - np.array([best[item] for item in target.item.tolist()])
 
     # ---- analysis ----
 

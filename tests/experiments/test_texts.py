@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 from scipy import stats
 
@@ -249,3 +250,19 @@ def test_formats_md_lists_every_field_and_every_parameter():
         for table in section.split("| parameter |")
     )
     assert fields == set(FIELDS) and parameters == set(Texts.model_fields)
+
+
+def test_a_dependence_test_follows_target_against_choices_where_the_metric_is_choice(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    lines = [{"id": number, "prompt": f"key {number}", "target": " one", "choices": [" two", " three"]} for number in range(16)]
+    path.write_text("\n".join(map(lambda line: orjson.dumps(line).decode(), lines)))
+    experiment = Texts(file=path, licence="none", copies=(0, 4), metric="choice")
+    planned = draft(experiment, toy_context("mine"))
+    means = []
+    for effect in (0.0, 0.5):
+        responses = experiment.simulate(planned.item_table, planned.probe_table, effect, Words.of(0, "choice"))
+        responses = responses.filter(pa.array([model == "run" for model in responses["model"].to_pylist()]))
+        values = experiment.item_values(planned.item_table, responses)
+        assert len(values) == 16 and np.isfinite(values).all()
+        means.append(values.mean())
+    assert means[1] > means[0]
