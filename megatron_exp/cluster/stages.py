@@ -174,7 +174,7 @@ def _plan_reference(cluster: Cluster, folders: Folders) -> Stage:
 
 def _training(name: str, cluster: Cluster, folders: Folders, manifest: Path) -> Stage:
     directory = folders.twin if name == "twin" else folders.run
-    options = ["--baseline"] if name == "twin" else []
+    options = ["--baseline"] if name == "twin" else ["--against", str(folders.twin)]  # for alerts
     if cluster.hang_seconds != Cluster.model_fields["hang_seconds"].default:
         options += ["--hang-seconds", str(cluster.hang_seconds)]
     if cluster.scratch:

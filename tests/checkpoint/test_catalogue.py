@@ -65,6 +65,13 @@ def test_the_newest_sound_checkpoint_is_found_and_the_damaged_one_reported(tmp_p
     assert "step-00000006/common.pt is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("what", DAMAGE)
+def test_whatever_is_damaged_the_checkpoint_before_is_found(tmp_path, what):
+    make(tmp_path, 3)
+    DAMAGE[what][0](make(tmp_path, 6))
+    assert catalogue.newest_verified(tmp_path) == (3, catalogue.checkpoint_path(tmp_path, 3))
+
+
 def test_without_a_sound_checkpoint_there_is_no_newest(tmp_path):
     assert catalogue.newest_verified(tmp_path) is None
 

@@ -236,6 +236,14 @@ def test_a_parallel_checkpoint_of_two_replicas_has_a_part_of_each_and_goes_on_in
         assert train(model, optimizer, [3], 2)[0].loss == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dp2", "tp2"])
+def test_a_parallel_checkpoint_becomes_the_same_hugging_face_model_as_a_portable_one(measured, directory, tmp_path, name):
+    assert measured("two")[name]
+    for form in ("parallel", "trained"):
+        to_huggingface(directory / f"{name}-{form}", tmp_path / form)
+    assert (tmp_path / "parallel/model.safetensors").read_bytes() == (tmp_path / "trained/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-interleaved"])
 def test_a_parallel_checkpoint_of_another_division_is_refused_but_its_weights_load(measured, directory, name):
     assert measured("two")[name]

@@ -1,11 +1,12 @@
 """What is compared between runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from megatron_exp.checkpoint.catalogue import checkpoint_path
+from megatron_exp.checkpoint.catalogue import checkpoint_path, read_record
 from megatron_exp.ledger import read_ledger
 from megatron_exp.run_record import RunRecord
 from tests.training.toy import STEPS
@@ -16,6 +17,16 @@ def weights(run: Path, step: int = STEPS) -> dict[str, bytes]:
     files = sorted(checkpoint_path(run, step).glob("*.distcp"))
     assert files
     return {file.name: file.read_bytes() for file in files}
+
+
+def hook_states(run: Path, step: int = STEPS) -> dict[str, Any]:
+    """What the hooks keep in a checkpoint, a controller's state among it."""
+    return read_record(checkpoint_path(run, step))["extra"]["hooks"]
+
+
+def segments(run: Path) -> dict[str, bytes]:
+    """The insertions that controllers decided, by file."""
+    return {file.name: file.read_bytes() for file in (run / "segments").glob("*.parquet")}
 
 
 def losses(run: Path) -> list[float]:

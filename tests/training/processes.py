@@ -1,8 +1,10 @@
 """Real training processes, started cheaply: they are forked from a server that has imported everything once."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from megatron_exp import files
 from megatron_exp.run_record import METRICS_NAME
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -26,6 +29,18 @@ def _main(arguments: dict[str, Any] | list[dict[str, Any]], environment: dict[st
         arguments.pop("prepare", lambda: None)()
         sys.exit(train(**arguments))
     sys.exit(max(train(**of_run) for of_run in arguments))
+
+
+def kill_at_sync(call: int) -> None:
+    """From now on this process kills itself when it is to make a file durable for the so-manieth time (for `prepare`)."""
+    sync, made = files._fsync, itertools.count(1)
+
+    def counted(descriptor: int) -> None:
+        if next(made) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    files._fsync = counted  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
