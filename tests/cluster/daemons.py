@@ -79,6 +79,7 @@ class Slurm:
 
     root: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,9 +108,14 @@ class Slurm:
         return ",".join(sorted(set(lines)))
 
     def wake(self, job: str) -> str:
-        """The job's state; where it waits for its start time after a requeue, it is let go at once."""
+        """The job's state; where it has waited a while for its start time after a requeue, it is let go.
+
+        Not at once: within the same second slurmd would take the new start for the old one ("Job credential revoked"), which is why SLURM waits.
+        """
         state = self.state(job)
-        if state == "PENDING":
+        if state != "PENDING":
+            self.waiting.pop(job, None)
+        elif time.monotonic() - self.waiting.setdefault(job, time.monotonic()) > 5:
             self.command("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
         return state
 
