@@ -51,7 +51,7 @@ def prepare(config_path: Path, cluster_path: Path, out: Path | None) -> Prepared
     stages = chain(config, cluster, folders)
     if cluster.preprocess is not None:
         require_file(Path(cluster.preprocess.tokenizer), "the tokenizer of the corpus")
-    names = [f"{number}0-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
+    names = [f"{number:02d}-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
     scripts = {name: render(stage, config.name, cluster, folders, name) for name, stage in zip(names, stages, strict=True)}
     return Prepared(config, folders, stages, scripts, memory_line(config, cluster, folders.corpus))
 

@@ -17,7 +17,7 @@ def rendered() -> dict[str, str]:
     cluster = load_cluster(ROOT / "launch/clusters/h100.yaml").model_copy(update={"python": "python3"})
     folders = Folders(Path("/data/toaa-1b"), Path("/data/corpus"))
     stages = chain(config, cluster, folders)
-    names = [f"{number}0-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
+    names = [f"{number:02d}-{stage.name}.sbatch" for number, stage in enumerate(stages, start=1)]
     return {name: render(stage, config.name, cluster, folders, name) for name, stage in zip(names, stages, strict=True)}
 
 

@@ -49,7 +49,7 @@ def test_every_stage_waits_for_the_one_before(place):
     submit()
     handed_in = calls(place, "sbatch")
     assert len(handed_in) == NUM_STAGES
-    assert handed_in[0] == ["--parsable", str(place / "out/scripts/10-plan.sbatch")]
+    assert handed_in[0] == ["--parsable", str(place / "out/scripts/01-plan.sbatch")]
     for number, words in enumerate(handed_in[1:], start=101):
         assert words[:3] == ["--parsable", f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes"]
     assert Submission.open(place / "out").jobs == [str(101 + index) for index in range(NUM_STAGES)]
