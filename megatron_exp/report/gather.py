@@ -89,21 +89,14 @@ def _twin(run: RunRecord, path: Path) -> RunRecord:
         raise UserError(
             f"{twin.path} is not a twin of {run.path}: it is no baseline run. Give the run made with `train --baseline`, or leave --against out."
         )
-    different = [name for name, mine, theirs in zip(_TWIN_PARTS, _identity(run), _identity(twin), strict=True) if mine != theirs]
+    mine, theirs = run.pairing, twin.pairing
+    different = [name for name in mine if mine[name] != theirs[name]]
     if different:
         raise UserError(
             f"{twin.path} is not a twin of {run.path}: they differ in {', '.join(different)}. A twin is the same run with the experiments off; "
             "train one with `train --baseline` on the same manifest, or leave --against out."
         )
     return twin
-
-
-_TWIN_PARTS = ("corpus", "geometry", "order seed", "initialisation seed", "model")
-
-
-def _identity(run: RunRecord) -> tuple[Any, ...]:
-    config = run.record["config"]
-    return run.record["corpus"]["fingerprint"], config["geometry"], config["seeds"]["order"], config["seeds"]["init"], run.record["model"]
 
 
 def read_results(run: RunRecord) -> Results:

@@ -139,6 +139,7 @@ def make_run(
         "manifest": {"path": str(manifest.path), "fingerprint": manifest.fingerprint},
         "corpus": {"path": str(corpus.path), "fingerprint": corpus.fingerprint, "tokenizer": corpus.tokenizer_fingerprint},
         "stream": {"fingerprint": stream.fingerprint},
+        "identity": {"model": "m" * 32, "training": "t" * 32},
         "baseline": baseline,
         "masked": [],
         "attempts": [{"attempt": 1, "from_step": 0}, {"attempt": 2, "from_step": max(0, steps_done // 2 - 3)}],

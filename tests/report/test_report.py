@@ -137,8 +137,8 @@ def change_record(path, name, /, **changes):
 
 def test_a_run_that_is_no_twin_is_refused_with_what_differs(world, tmp_path):
     other = shutil.copytree(world.twin, tmp_path / "other")
-    change_record(other, "run.json", model={"layers": 5})
-    with pytest.raises(UserError, match="differ in model"):
+    change_record(other, "run.json", identity={"model": "n" * 32, "training": "t" * 32})
+    with pytest.raises(UserError, match="differ in model or initialisation"):
         gather(world.run, other)
     with pytest.raises(UserError, match="baseline"):
         gather(world.run, world.run)
