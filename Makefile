@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadf
 
 help:
 	@echo "make quickstart   the whole path on this machine's own text: corpus, manifest, twin, run, evaluation, report"
-	@echo "make ten-small    the same with all ten experiments (examples/ten-small.yaml); SEED=S, OUT=DIR"
+	@echo "make ten-small    the same with the experiments of the paper (examples/ten-small.yaml); SEED=S, OUT=DIR"
 	@echo "make test         all tests that run everywhere in minutes"
 	@echo "make test-slow    the long ones (several processes, kill and resume, the quickstart itself)"
 	@echo "make test-gpu     those that need a CUDA device"
