@@ -37,7 +37,7 @@ help:
 	@echo "make test-slow    the long ones (several processes, kill and resume, the quickstart itself)"
 	@echo "make test-gpu     those that need a CUDA device"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench        measurements, side by side with the peer (bench-data: those about data, all so far)"
+	@echo "make bench        measurements, side by side with the peer (bench-data: those about data)"
 	@echo "make clean        remove the environment, caches and OUT=$(OUT)"
 
 quickstart: $(if $(wildcard $(DEV)),$(DEV),$(RUN))
@@ -60,8 +60,13 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench bench-data: $(DEV)
+DATA_BENCHMARKS := preprocess preprocess_memory verify_corpus plan_paper_scale payload_store inspect_step stream_start slot_reads search
+
+bench: $(DEV)
 	@for script in $(filter-out benchmarks/measuring.py benchmarks/rivals.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-data: $(DEV)
+	@for name in $(DATA_BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

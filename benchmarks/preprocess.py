@@ -10,8 +10,10 @@ megatron's IndexedDatasetBuilder.
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -118,19 +120,22 @@ PEERS: dict[str, Callable[[list[str], str, str], None]] = {
 
 
 def real_commands(megatron: Path, name: str, inputs: list[str], tokenizer: str, prefix: str) -> Iterator[list[str]]:
-    """The calls of Megatron's own script, one for each input file (it takes one)."""
-    script = megatron / "tools" / {"preprocess_data": "preprocess_data.py", "gigatoken_script": "preprocess_data_fast.py"}[name]
+    """The calls of Megatron's own script, one for each input file (it takes one). Its tokenizer is a directory of transformers, made here."""
+    from megatron_exp.shards.tokenizer import Tokenizer
+
+    model = Path(f"{prefix}-tokenizer")
+    model.mkdir()
+    shutil.copy(tokenizer, model / "tokenizer.json")
+    loaded = Tokenizer.load(Path(tokenizer))
+    eos = next(string for string, number in loaded.special_strings.items() if number == loaded.eos_id)
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}))
+    script, own = {
+        "preprocess_data": ("preprocess_data.py", ["--workers", str(_WORKERS)]),
+        "gigatoken_script": ("preprocess_data_fast.py", ["--use-gigatoken"]),
+    }[name]
+    shared = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(model), "--tokenizer-hf-no-include-special-tokens", "--append-eod"]
     for number, path in enumerate(inputs):
-        options = [
-            "--tokenizer-type",
-            "HuggingFaceTokenizer",
-            "--tokenizer-model",
-            str(Path(tokenizer).parent),
-            "--append-eod",
-            "--workers",
-            str(_WORKERS),
-        ]
-        yield [sys.executable, str(script), "--input", path, "--output-prefix", f"{prefix}-{number}", *options]
+        yield [sys.executable, str(megatron / "tools" / script), "--input", path, "--output-prefix", f"{prefix}-{number}", *shared, *own]
 
 
 def run(command: list[str]) -> tuple[float, float]:

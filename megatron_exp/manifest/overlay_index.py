@@ -72,7 +72,7 @@ def open_index(directory: Path) -> OverlayIndex:
         path = directory / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(
                 f"{path} cannot be read as an overlay index ({error}). The manifest is incomplete or damaged: plan it again."
             ) from error
@@ -80,5 +80,7 @@ def open_index(directory: Path) -> OverlayIndex:
             raise UserError(
                 f"{path} has layout {array.dtype}, expected {dtype}. It was written by another version: plan the manifest again."
             )
+        if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
+            raise UserError(f"{path} has more bytes than its {len(array)} entries take. It was changed after it was written: plan the manifest again.")
         arrays.append(array)
     return OverlayIndex(*arrays)

@@ -154,8 +154,7 @@ def search_base_rates(
     found = []
     for number, part in enumerate(_parts(manifest, numbers, ngram, per_payload)):
         group = _Group.of((manifest.payload(payload) for payload in part.tolist()), ngram, corpus.eos_id, per_payload)
-        before = number * corpus.num_tokens
-        occurrences = _count(corpus, group, folder / f"{number:05d}.npy", threads, lambda done, before=before: progress(before + done))
+        occurrences = _count(corpus, group, folder / f"{number:05d}.npy", threads, _added(progress, number * corpus.num_tokens))
         found.append((occurrences, np.diff(group.bounds), group.scale))
     occurrences, num_ngrams, scale = (np.concatenate(columns) for columns in zip(*found, strict=True))
     table = _table(manifest, numbers, occurrences, num_ngrams, occurrences * scale * (_PER / corpus.num_tokens))
@@ -165,6 +164,10 @@ def search_base_rates(
     write_file(out, memoryview(sink.getvalue()).tobytes())
     shutil.rmtree(folder)
     return table
+
+
+def _added(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
+    return lambda done: progress(before + done)
 
 
 def _parts(manifest: Manifest, numbers: np.ndarray, ngram: int, most: int | None) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from megatron_exp.inspection.findings import is_sound
 from megatron_exp.inspection.verify import verify
 from megatron_exp.ledger import RECORD
 from megatron_exp.manifest.schema import INSERTIONS
+from megatron_exp.preparation.plan import plan
 from tests.report.fabricated import BATCH, STEPS, make_run
 
 
@@ -126,6 +127,53 @@ def test_a_flipped_byte_in_any_file_of_a_manifest_is_found(world, file):
     with flipped(path, position):
         found = told(verify(world.manifest.path))
     assert file in found
+
+
+MANIFEST_FILES = ["insertions.parquet", "items.parquet", "probes.parquet", "payloads.bin", "payloads.idx", "overlay-entries.npy", "overlay-slots.npy"]
+
+
+def answer(path):
+    """What a user is told: the findings, or the error where a file cannot be read at all."""
+    try:
+        return told(verify(path))
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("how", ["empty", "one byte", "half", "without its last byte", "a byte more", "a zeroed page"])
+@pytest.mark.parametrize("file", [*MANIFEST_FILES, "manifest.json"])
+def test_a_cut_or_zeroed_file_of_a_manifest_is_named(world, file, how):
+    path = world.manifest.path / file
+    content = path.read_bytes()
+    page = min(4096, len(content))
+    damaged = {
+        "empty": b"",
+        "one byte": content[:1],
+        "half": content[: len(content) // 2],
+        "without its last byte": content[:-2] if file == "manifest.json" else content[:-1],  # its very last is the end of the line
+        "a byte more": content + b"x",
+        "a zeroed page": content[: len(content) - page] + bytes(page),
+    }[how]
+    with changed(path, damaged):
+        assert file in answer(world.manifest.path)
+
+
+@pytest.mark.parametrize("file", MANIFEST_FILES)
+def test_a_stale_file_of_another_manifest_is_named(world, tmp_path_factory, file):
+    """Of the same configuration with another seed: every file is sound by itself."""
+    config = world.manifest.config.model_copy(update={"seeds": world.manifest.config.seeds.model_copy(update={"placement": 99, "assignment": 99})})
+    other = plan(config, tmp_path_factory.mktemp("other") / "manifest")
+    content = (other.path / file).read_bytes()
+    if content == (world.manifest.path / file).read_bytes():
+        pytest.skip("the two have the same content")
+    with changed(world.manifest.path / file, content):
+        assert file.split(".")[0] in answer(world.manifest.path)
+
+
+def test_two_swapped_files_of_a_manifest_are_found(world):
+    first, second = world.manifest.path / "overlay-entries.npy", world.manifest.path / "overlay-slots.npy"
+    with changed(first, second.read_bytes()):
+        assert first.name in answer(world.manifest.path)
 
 
 def test_a_changed_budget_or_seed_in_the_record_is_found(world):

@@ -10,6 +10,7 @@ import zstandard
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from tokenizers import Tokenizer
 
 from megatron_exp.preparation.preprocess import preprocess
 from tests.shards.making import REAL_DATA, decoded, make_corpus, texts
@@ -112,14 +113,17 @@ def test_olmo_mix_mini_comes_back_text_for_text(mini):
 
 
 @needs_real_data
-def test_shards_equal_those_of_megatrons_own_tool(mini, tmp_path):
-    """The steps of tools/preprocess_data.py --append-eod: one tokenizer call, one builder document per line."""
-    index = next(index for index, shard in enumerate(mini.shards) if shard.source == "wiki")
-    tokenizer = mini.tokenizer()
+@pytest.mark.parametrize("source", ["wiki", "books", "math"])
+def test_shards_equal_those_of_megatrons_own_tool(mini, tmp_path, source):
+    """The steps of tools/preprocess_data.py --append-eod with the `tokenizers` library: one call, and one builder document per line."""
+    (index,) = (index for index, shard in enumerate(mini.shards) if shard.source == source)
+    library = Tokenizer.from_file(str(REAL_DATA / "tokenizers" / "dolma2.json"))
+    library.encode_special_tokens = True  # strings of special tokens in a text stay text
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(mini.vocabulary_size))
-    for _, text in read_plainly(REAL_DATA / "olmo-mix-mini" / "data" / "wiki" / "wiki-0000.json.gz"):
-        ids = [*tokenizer.encode(text).tolist(), mini.eos_id]
-        builder.add_document(torch.IntTensor(ids), [len(ids)])
+    for path in sorted((REAL_DATA / "olmo-mix-mini" / "data" / source).iterdir(), key=str):
+        for _, text in read_plainly(path):
+            ids = [*library.encode(text, add_special_tokens=False).ids, library.token_to_id("<|endoftext|>")]
+            builder.add_document(torch.IntTensor(ids), [len(ids)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     for suffix in ("bin", "idx"):
         assert mini.file(index, suffix).read_bytes() == (tmp_path / f"theirs.{suffix}").read_bytes()
