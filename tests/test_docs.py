@@ -12,6 +12,7 @@ from megatron_exp.cli.main import app
 from megatron_exp.config.schema import Config
 from megatron_exp.dependence.cells import CELL
 from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
+from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.loading import available_types
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.muse import Muse
@@ -107,6 +108,7 @@ def test_every_preset_is_documented_with_its_numbers():
         ("File of the experiment memorization_patterns", MemorizationPatterns),
         ("Files of the experiment benchmark_contamination", BenchmarkContamination),
         ("Files of the experiment muse", Muse),
+        ("Files of the experiment knowledge_acquisition", KnowledgeAcquisition),
         ("Files of the experiment pretraining_poisoning", PretrainingPoisoning),
         ("Files of the experiment released_rows", ReleasedRows),
     ],

@@ -70,7 +70,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """The checked configuration; `overrides` are `a.b=value` strings. Paths of the corpus, and `file` and `files` of an experiment, are relative to the file.
+    """The checked configuration; `overrides` are `a.b=value` strings. Paths of the corpus and of files of experiments are relative to the file.
 
     Raises UserError naming file, line and key.
     """
@@ -84,11 +84,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path}), "experiments": entries})
 
 
+_PATHS = ("file", "paraphrases", "queries")
+"""Parameters of experiments that are paths, besides the values of `files`."""
+
+
 def _beside(entry: ExperimentEntry, folder: Path) -> ExperimentEntry:
-    """The entry with its `file` and the paths in its `files`, if it has such, found from the config's folder (absolute paths stay as they are)."""
-    found: dict[str, Any] = {}
-    if isinstance(file := entry.parameters.get("file"), str):
-        found["file"] = str(folder / file)
+    """The entry with the paths that it has found from the config's folder (absolute paths stay as they are)."""
+    found: dict[str, Any] = {name: str(folder / file) for name in _PATHS if isinstance(file := entry.parameters.get(name), str)}
     if isinstance(files := entry.parameters.get("files"), dict):
         found["files"] = {name: str(folder / one) if isinstance(one, str) else one for name, one in files.items()}
     return entry.model_copy(update={"parameters": entry.parameters | found}) if found else entry

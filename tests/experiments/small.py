@@ -4,6 +4,7 @@ from megatron_exp.experiments.benchmark_contamination import BenchmarkContaminat
 from megatron_exp.experiments.forgetting_curves import ForgettingCurves
 from megatron_exp.experiments.gaussian_watermarks import GaussianWatermarks
 from megatron_exp.experiments.iid_replacements import IidReplacements
+from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.mathematical_reasoning import MathematicalReasoning
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.muse import Muse
@@ -27,7 +28,11 @@ ARTICLES |= {"num_length_strata": 2, "num_verbatim": 5}
 PROBLEMS = {"problems": 40, "test_problems": 46, "max_ops": 1, "extra_ops": 1, "max_edges": 3, "num_generated": 0}
 SOLVED = PROBLEMS | {"num_generated": 46, "num_shots": 0, "max_new_tokens": 40, "extra_ops": 0, "max_tokens": 460}
 
+TEXTS = {"num_texts": 5, "num_never": 5, "num_paraphrases": 4, "largest": 4, "interval": 200}
+
 SMALL = {
+    "knowledge": KnowledgeAcquisition(**TEXTS),
+    "knowledge-paper": KnowledgeAcquisition(design="paper", scale=0.001, interval=200),
     "mathematics": MathematicalReasoning(**PROBLEMS),
     "mathematics-paper": MathematicalReasoning(**SOLVED, design="paper"),
     "memorization": MemorizationPatterns(**DIALOGUES),
@@ -47,6 +52,7 @@ SMALL = {
 }
 
 SMALLEST = {
+    "knowledge": KnowledgeAcquisition(**TEXTS),
     "mathematics": MathematicalReasoning(**PROBLEMS | {"problems": 4, "extra_ops": 0, "test_problems": 230}),
     "memorization": MemorizationPatterns(**DIALOGUES | {"suffix_types": ("plain",)}, repetitions=(4,)),
     "memorization-model-based": MemorizationPatterns(
