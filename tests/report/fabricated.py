@@ -142,7 +142,7 @@ def make_run(
         "identity": {"model": "m" * 32, "training": "t" * 32},
         "baseline": baseline,
         "masked": [],
-        "attempts": [{"attempt": 1, "from_step": 0}, {"attempt": 2, "from_step": max(0, steps_done // 2 - 3)}],
+        "attempts": [make_attempt(1, 0), make_attempt(2, max(0, steps_done // 2 - 3))],
         "model": {"layers": 4, "hidden": 128, "heads": 4},
         "precision": "fp32",
         "layout": {"tp": 1, "dp": 1},
@@ -155,6 +155,16 @@ def make_run(
     write_metrics(path / "metrics.jsonl", steps_done, manifest.geometry.global_batch_size * manifest.geometry.sequence_length, shift)
     write_ledger(path / "ledger.bin", stream, steps_done)
     return path
+
+
+def make_attempt(number: int, from_step: int) -> dict[str, Any]:
+    return {
+        "attempt": number,
+        "from_step": from_step,
+        "begun": "2026-01-01T00:00:00+00:00",
+        "state": "killed",
+        "command": ["megatron-exp", "train"],
+    }
 
 
 def write_metrics(path: Path, steps_done: int, tokens_per_step: int, shift: float) -> None:
