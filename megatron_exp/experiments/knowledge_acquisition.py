@@ -42,6 +42,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments.cloze import cloze
 from megatron_exp.experiments.context import Context, words64_of
 from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import FINAL, Frame, asked, joined
 from megatron_exp.experiments.knowledge_texts import Text, invented_texts, read_texts
 from megatron_exp.experiments.paper import PaperDesign
@@ -195,6 +196,11 @@ class KnowledgeAcquisition(PaperDesign, Experiment):
                 yield Probe(item=item.item, name=_CONTINUATION, ask=Greedy(prompt, self.continuation_tokens))
 
     # ---- analysis ----
+
+    @property
+    def dependence(self) -> Dependence:
+        """Targets of the queries about the texts told; the paper follows whether continuations hold them, which a few texts rarely show."""
+        return Dependence(probes=(_TARGET,))
 
     @property
     def analysis(self) -> Analysis:

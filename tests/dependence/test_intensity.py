@@ -148,9 +148,12 @@ def test_every_experiment_has_an_outcome_that_rises_with_its_effect_or_says_why_
     if experiment.dependence.untestable:
         assert name == "placebo"
         return
-    planned = draft(experiment, toy_context("mine"))
+    context = toy_context("mine")
+    planned = draft(experiment, context)
+    controller = experiment.controller(planned.items, context)
+    requests = open_loop(planned.items, planned.requests, controller.bank if controller else (), context.geometry)
     primary = next(outcome for outcome in experiment.analysis.outcomes if outcome.family == "primary")
-    asked = asked_items(experiment.dependence, planned.items, {(one.item, one.arm) for one in planned.requests})
+    asked = asked_items(experiment.dependence, planned.items, {(one.item, one.arm) for one in requests})
     rows = [
         place
         for place, row in enumerate(planned.probe_table.to_pylist())
