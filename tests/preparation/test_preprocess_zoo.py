@@ -213,3 +213,10 @@ def test_cut_parquet_is_refused_by_name(tmp_path):
     content = (tmp_path / "a.parquet").read_bytes()
     with pytest.raises(UserError, match=r"a\.parquet cannot be read"):
         read_bytes(tmp_path, content[:-20], "a.parquet")
+
+
+def test_a_line_of_a_hundred_megabytes_is_a_document_like_any_other(tmp_path):
+    text = "x" * (100 << 20)
+    documents, ledger = read_bytes(tmp_path, GOOD + b'{"id": "long", "text": "' + text.encode() + b'"}\n' + LAST)
+    assert [document[1] for document in documents] == ["a", "long", "z"] and documents[1][2] == text
+    assert ledger.docs_out == 3 and not ledger.rejected

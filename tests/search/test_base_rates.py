@@ -83,7 +83,9 @@ def test_rates_are_those_of_a_plain_count(corpus, first, searched):
     items = {(item["item"], item["arm"]): item for item in first.items().to_pylist()}
     assert len(rows) == len(items) == 6
     for row in rows:
-        strings = {tuple(string.tolist()) for string in ngrams(first.payload(items[row["item"], row["arm"]]["payload"]), 8, corpus.eos_id)[0]}
+        strings = {
+            tuple(string.tolist()) for string in ngrams(first.payload(items[row["item"], row["arm"]]["payload"]), 8, corpus.eos_id)[0]
+        }
         expected = sum(tuple(tokens[start : start + 8]) in strings for start in range(len(tokens) - 7))
         assert (row["num_ngrams"], row["occurrences"]) == (len(strings), expected)
         assert row["base_rate"] == pytest.approx(1e6 * expected / corpus.num_tokens)
