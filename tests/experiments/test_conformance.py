@@ -13,20 +13,22 @@ from scipy import stats
 
 from megatron_exp.experiments.conformance import check_experiment, simulated_primaries, toy_context
 from megatron_exp.experiments.draft import draft
+from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.protocol import LogLikelihood, Probe, Request, Span, Window
 from megatron_exp.seeding import Words
-from tests.experiments.small import DIALOGUES, SMALL, SMALLEST
+from tests.experiments.small import DIALOGUES, SMALL, SMALLEST, TEXTS
 from tests.experiments.stubs import STUBS, Passages
 from tests.toy import toy_stream
 
 REPLICATES, MANY = 200, 2_000
 LARGER = {
+    "knowledge": KnowledgeAcquisition(**TEXTS | {"num_texts": 24, "num_never": 24}),
     "memorization": MemorizationPatterns(
         **DIALOGUES | {"suffix_types": ("plain",), "num_per_condition": 60, "num_held_out": 60}, repetitions=(4,)
     ),
 }
-"""Where the smallest detectable effect of the smallest design is so large that an AUC or a share of questions nears its end."""
+"""Where the smallest detectable effect of the smallest design is so large that an AUC nears its end, or the units so few that a rank test has few levels."""
 NOT_MEASURED = frozenset({"placebo", "contamination-paper"})
 """The placebo must find nothing. Accuracy is a share of few values, for which the stated effect is found a little less often (0.73) than stated."""
 
