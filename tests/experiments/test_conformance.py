@@ -15,15 +15,17 @@ from megatron_exp.experiments.conformance import check_experiment, simulated_pri
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
+from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 from megatron_exp.experiments.protocol import LogLikelihood, Probe, Request, Span, Window
 from megatron_exp.seeding import Words
-from tests.experiments.small import DIALOGUES, SMALL, SMALLEST, TEXTS
+from tests.experiments.small import CHATS, DIALOGUES, SMALL, SMALLEST, TEXTS
 from tests.experiments.stubs import STUBS, Passages
 from tests.toy import toy_stream
 
 REPLICATES, MANY = 200, 2_000
 LARGER = {
     "knowledge": KnowledgeAcquisition(**TEXTS | {"num_texts": 24, "num_never": 24}),
+    "poisoning": PretrainingPoisoning(**CHATS | {"num_evaluation_prompts": 2, "num_never_trained": 39}, denial_of_service=0),
     "memorization": MemorizationPatterns(
         **DIALOGUES | {"suffix_types": ("plain",), "num_per_condition": 60, "num_held_out": 60}, repetitions=(4,)
     ),
