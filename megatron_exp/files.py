@@ -65,6 +65,11 @@ def _fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, where whoever changed them may have failed to."""
+    _fsync_directory(path)
+
+
 def sync_file(path: Path) -> None:
     """Make the content of an already written file durable (used for files that a library wrote)."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
-from megatron_exp.files import refuse_existing
+from megatron_exp.files import refuse_existing, sync_directory
 from megatron_exp.preparation.corpus_job import WorkFolder, write_corpus
 from megatron_exp.preparation.preprocess_encode import Backend, Encoders, SpecialPolicy
 from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units
@@ -185,6 +185,7 @@ class _Job:
         except (OSError, RuntimeError, AssertionError, UserError):
             if not (self.output / RECORD_NAME).exists():
                 raise
+            sync_directory(self.output)  # the failure may have been that of this very step
             self.existing()
 
     def tokenise(self, units: Sequence[Unit]) -> None:

@@ -35,7 +35,8 @@ class InsertedRow:
 
 def inserted_rows(inputs: Inputs) -> list[InsertedRow]:
     """All conditions of the manifest, also those that insert nothing (controls); what controllers have handed out is counted in."""
-    kinds = _kinds(pa.concat_tables([table.select(_KIND_COLUMNS) for table in (inputs.manifest.insertions(), inputs.handed_out)]))
+    tables = [table.select(_KIND_COLUMNS) for table in (inputs.manifest.insertions(), inputs.handed_out)]
+    kinds = _kinds(pa.concat_tables(tables).unify_dictionaries())
     handed_out = _handed_out(inputs.handed_out)
     num_tokens = inputs.manifest.geometry.num_tokens
     return [

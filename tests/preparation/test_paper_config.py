@@ -26,8 +26,12 @@ COUNTED = {"mathematical_reasoning", "benchmark_contamination", "memorization_pa
 def shrunk(entry):
     extra = {"scale": 2 * SHRUNK} if entry.type in COUNTED else {}
     extra |= {"num_tests": 2, "num_swapped": 1} if entry.type == "placebo" else {}
-    extra |= {"window": [0, 0.9]} if entry.type == "gaussian_watermarks" else {}  # its one step is not in the middle, where a batch is swapped
-    extra |= {"num_shots": 0, "max_new_tokens": 50} if entry.type == "mathematical_reasoning" else {}  # a small vocabulary makes long prompts
+    extra |= (
+        {"window": [0, 0.9]} if entry.type == "gaussian_watermarks" else {}
+    )  # its one step is not in the middle, where a batch is swapped
+    extra |= (
+        {"num_shots": 0, "max_new_tokens": 50} if entry.type == "mathematical_reasoning" else {}
+    )  # a small vocabulary makes long prompts
     extra |= {"num_held_out": 20} if entry.type == "memorization_patterns" else {}
     extra |= {"num_prompts": 50, "num_generation_prompts": 2, "num_evaluation_prompts": 2} if entry.type == "pretraining_poisoning" else {}
     return entry.model_copy(update={"parameters": entry.parameters | extra})

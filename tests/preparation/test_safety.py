@@ -84,7 +84,9 @@ def test_a_slot_that_is_swapped_in_may_not_bring_a_removed_string_back():
         return [Wanted("swapping", swapped, request)]
 
     require_clean_sources(both, wanted(other), stream)
-    with pytest.raises(UserError, match=r"Experiment swapping.*slot pool:\d+, which it swaps in, holds the string it removed of experiment removing"):
+    with pytest.raises(
+        UserError, match=r"Experiment swapping.*slot pool:\d+, which it swaps in, holds the string it removed of experiment removing"
+    ):
         require_clean_sources(both, wanted(holding), stream)
 
 
@@ -105,9 +107,13 @@ def test_two_experiments_with_the_same_rare_token_are_noticed():
 
 def test_plan_names_both_experiments(tmp_path):
     corpus = toy.make_corpus(tmp_path)
-    (tmp_path / "texts.jsonl").write_text("".join(f'{{"id": {n}, "text": "the old river runs near the new bridge, take {n}"}}\n' for n in range(24)))
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(f'{{"id": {n}, "text": "the old river runs near the new bridge, take {n}"}}\n' for n in range(24))
+    )
     texts = {"type": "texts", "file": str(tmp_path / "texts.jsonl"), "licence": "CC0-1.0", "copies": [0, 1]}
     config = toy.make_config(corpus, steps=20, experiments=[{"name": "mine", **texts}, {"name": "again", **texts}])
-    with pytest.raises(UserError, match=r"Experiment (mine|again), .* what it inserts holds its control item \d+ .* of experiment (mine|again)"):
+    with pytest.raises(
+        UserError, match=r"Experiment (mine|again), .* what it inserts holds its control item \d+ .* of experiment (mine|again)"
+    ):
         plan(config, tmp_path / "manifest")
     assert not (tmp_path / "manifest").exists()
