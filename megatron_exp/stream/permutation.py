@@ -19,7 +19,7 @@ _ROUNDS = 10
 _TABLE_SIZE = 1024
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_LOW_32 = np.uint64(0xFFFFFFFF)
+_FULL_64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,16 @@ class Permutation:
     def _round_keys(self) -> np.ndarray:
         return words64(self.key, np.arange(_ROUNDS, dtype=np.uint64))
 
+    @cached_property
+    def _whole_round_keys(self) -> list[int]:
+        return [int(word) for word in self._round_keys]
+
     def forward(self, values: np.ndarray | int) -> np.ndarray:
         """Images of `values` (each in range(size)); uint64, same shape."""
         if self.size <= _TABLE_SIZE:
             return self._table[np.asarray(values, dtype=np.int64)]
+        if isinstance(values, int):
+            return np.asarray(self._forward_one(values), dtype=np.uint64)
         return self._walk(values, self._encrypt)
 
     def inverse(self, values: np.ndarray | int) -> np.ndarray:
@@ -67,6 +73,22 @@ class Permutation:
             result[outside] = step(result[outside])
             outside = outside[result[outside] >= self.size]
         return result.reshape(start.shape)
+
+    def _forward_one(self, value: int) -> int:
+        """The same for one value, in whole numbers of Python: an array operation costs more than all ten rounds, and training asks one slot at a time."""
+        if not 0 <= value < self.size:
+            raise IndexError(f"{value} is not below {self.size}")
+        side, mix_1, mix_2 = self._side, int(_MIX_1), int(_MIX_2)
+        while True:
+            left, right = divmod(value, side)
+            for round_key in self._whole_round_keys:
+                mixed = (right + round_key) & _FULL_64
+                mixed = ((mixed ^ (mixed >> 30)) * mix_1) & _FULL_64
+                mixed = ((mixed ^ (mixed >> 27)) * mix_2) & _FULL_64
+                left, right = right, (left + ((mixed >> 32) * side >> 32)) % side
+            value = left * side + right
+            if value < self.size:
+                return value
 
     def _encrypt(self, values: np.ndarray) -> np.ndarray:
         side = np.uint64(self._side)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from megatron_exp.seeding import words64
 from megatron_exp.stream.permutation import Permutation
 
 
@@ -52,3 +53,13 @@ def test_golden_images_never_change():
 def test_a_value_outside_is_an_error():
     with pytest.raises(IndexError):
         Permutation(5000, key=0).forward(5000)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1024, 1025, 4_099, 2**31 + 11, 10**12 + 39, 2**61 + 1])
+def test_one_value_has_the_image_that_it_has_among_many(size):
+    permutation = Permutation(size, key=size ^ 0x5EED)
+    values = sorted({0, size - 1, *(int(word) % size for word in words64(3, np.arange(300, dtype=np.uint64)))})
+    images = permutation.forward(np.array(values, dtype=np.uint64))
+    assert [int(permutation.forward(value)) for value in values] == images.tolist()
+    with pytest.raises(IndexError):
+        permutation.forward(size)
