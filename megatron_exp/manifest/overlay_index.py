@@ -26,11 +26,12 @@ class OverlayIndex(NamedTuple):
 
     def of(self, slot: int) -> np.ndarray:
         """The entries of one slot, in the order of application."""
-        position = bisect.bisect_left(self.slots["slot"], slot)  # numpy's own search would copy the mapped column
-        if position == len(self.slots) or int(self.slots["slot"][position]) != slot:
+        numbers, starts = self.slots["slot"], self.slots["start"]
+        position = bisect.bisect_left(numbers, slot)  # numpy's own search would copy the mapped column
+        if position == len(numbers) or int(numbers[position]) != slot:
             return self.entries[:0]
-        end = int(self.slots["start"][position + 1]) if position + 1 < len(self.slots) else len(self.entries)
-        return self.entries[int(self.slots["start"][position]) : end]
+        end = int(starts[position + 1]) if position + 1 < len(numbers) else len(self.entries)
+        return self.entries[int(starts[position]) : end]
 
 
 def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:
@@ -82,5 +83,5 @@ def open_index(directory: Path) -> OverlayIndex:
             )
         if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
             raise UserError(f"{path} has more bytes than its {len(array)} entries take. It was changed after it was written: plan the manifest again.")
-        arrays.append(array)
+        arrays.append(array.view(np.ndarray))  # the same map; the subclass makes every access of an element several times dearer
     return OverlayIndex(*arrays)
