@@ -12,6 +12,7 @@ from megatron_exp.statistics.differences import MeanDifference, stratified_mean_
 from megatron_exp.statistics.normal import NO_INTERVAL, Interval, Side, smallest_detectable_effect
 from megatron_exp.statistics.ranks import stratified_rank_sum
 from megatron_exp.statistics.roc import auc_interval
+from megatron_exp.statistics.trend import trend
 
 Measure = Literal["difference", "auc"]
 
@@ -103,3 +104,28 @@ def _interval(units: Units, means: MeanDifference) -> Interval:
         return means.interval
     half = float(stdtrit(max(len(units.values) - 2, 1), 0.975)) * means.standard_error
     return Interval(means.difference - half, means.difference + half)
+
+
+def trend_score(
+    frame: Frame, values: np.ndarray, part: str, outcome: str, condition: str, step: int, *, compared: str, reason: str
+) -> Score:
+    """Do values rise with the number of a part of training that the key dealt the items to? `part`: its name in their metadata."""
+    is_known = np.isfinite(values)
+    known = frame.where(is_known)
+    found = trend(values[is_known], known.meta(part).astype(np.float64) if len(known) else np.empty(0), "greater")
+    return Score(
+        outcome=outcome,
+        condition=condition,
+        step=step,
+        n=len(known),
+        num_clusters=len(known),
+        num_unscored=len(frame) - len(known),
+        estimate=found.slope,
+        low=found.interval.low,
+        high=found.interval.high,
+        difference=found.slope,
+        p=found.p,
+        mde=smallest_detectable_effect(found.standard_error, "greater"),
+        test=f"Spearman's rank correlation, normal approximation{compared}",
+        reason="" if np.isfinite(found.slope) else reason,
+    )

@@ -38,6 +38,7 @@ from scipy.special import ndtr, ndtri
 
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.context import Context
+from megatron_exp.experiments.contrasts import trend_score
 from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
@@ -57,7 +58,6 @@ from megatron_exp.experiments.protocol import (
 from megatron_exp.seeding import Words, key
 from megatron_exp.statistics.normal import Side, mean_interval, smallest_detectable_effect, z_test
 from megatron_exp.statistics.proportions import binomial_p, wilson_interval
-from megatron_exp.statistics.trend import trend
 from megatron_exp.stream.slot import Geometry
 
 Positive = Annotated[int, Field(gt=0)]
@@ -329,24 +329,9 @@ def _rate_score(frame: Frame) -> Score:
 
 def _trend_score(frame: Frame) -> Score:
     """Does a later watermark show more? The key dealt the slices, so ranks are exchangeable where it does not matter."""
-    known = frame.where(np.isfinite(frame.run))
-    found = trend(known.run, known.meta("slice").astype(np.float64) if len(known) else np.empty(0), "greater")
-    return Score(
-        outcome="trend",
-        condition="watermarked",
-        step=int(frame.step[0]) if len(frame) else 0,
-        n=len(known),
-        num_clusters=len(known),
-        num_unscored=len(frame) - len(known),
-        estimate=found.slope,
-        low=found.interval.low,
-        high=found.interval.high,
-        difference=found.slope,
-        p=found.p,
-        mde=smallest_detectable_effect(found.standard_error, "greater"),
-        test="Spearman's rank correlation, normal approximation",
-        reason="" if np.isfinite(found.slope) else "fewer than three slots, or those of one slice only, were scored",
-    )
+    reason = "fewer than three slots, or those of one slice only, were scored"
+    step = int(frame.step[0]) if len(frame) else 0
+    return trend_score(frame, frame.run, "slice", "trend", "watermarked", step, compared="", reason=reason)
 
 
 def _model_rate(frame: Frame, condition: str) -> Score:

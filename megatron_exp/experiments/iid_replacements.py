@@ -30,14 +30,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from megatron_exp.experiments.context import Context
-from megatron_exp.experiments.contrasts import contrast_score
+from megatron_exp.experiments.contrasts import contrast_score, trend_score
 from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import REFERENCE, PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, Outcome, Probe, Request, Score, SlotLoss, Window
 from megatron_exp.seeding import Words
-from megatron_exp.statistics.normal import smallest_detectable_effect
-from megatron_exp.statistics.trend import trend
 from megatron_exp.stream.slot import POOL, Geometry
 
 Positive = Annotated[int, Field(gt=0)]
@@ -182,22 +180,5 @@ def _window(decile: int, steps: int) -> Window:
 def _recency(frame: Frame, step: int) -> Score:
     """The slope of the gain over the deciles, over their sequences."""
     dealt = frame.where(frame.meta("decile") >= 0)
-    known = dealt.where(np.isfinite(dealt.change))
-    found = trend(known.change, known.meta("decile").astype(np.float64), "greater")
-    scorable = bool(np.isfinite(found.slope))
-    return Score(
-        outcome="recency",
-        condition="all deciles",
-        step=step,
-        n=len(known),
-        num_clusters=len(known),
-        num_unscored=len(dealt) - len(known),
-        estimate=found.slope,
-        low=found.interval.low,
-        high=found.interval.high,
-        difference=found.slope,
-        p=found.p,
-        mde=smallest_detectable_effect(found.standard_error, "greater"),
-        test=f"Spearman's rank correlation, normal approximation, {frame.compared}",
-        reason="" if scorable else "fewer than three sequences, or those of one decile only, were scored",
-    )
+    reason = "fewer than three sequences, or those of one decile only, were scored"
+    return trend_score(dealt, dealt.change, "decile", "recency", "all deciles", step, compared=f", {frame.compared}", reason=reason)

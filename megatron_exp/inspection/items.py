@@ -89,7 +89,7 @@ def view_item(target: Target, item: int, experiment: str | None = None) -> ItemV
         )
     if len(owners) > 1:
         raise UserError(f"Item {item} exists in the experiments {', '.join(owners)}. Say which one with --experiment.")
-    tokenizer = target.corpus.tokenizer()
+    tokenizer = target.tokenizer
     responses = newest_evaluation_table(target, "responses")
     return ItemView(
         experiment=owners[0],

@@ -155,7 +155,7 @@ def _first_slots(placed: pa.Table, num: int) -> list[tuple[int, int]]:
 def _item(target: Target, row: dict[str, Any], *, show_text: bool) -> ItemRow:
     text = None
     if show_text and row["payload"] is not None:
-        text = target.corpus.tokenizer().decode(target.manifest.payload(row["payload"]))
+        text = target.tokenizer.decode(target.manifest.payload(row["payload"]))
     names = ("item", "arm", "role", "num_tokens", "source", "licence", "sensitive")
     return ItemRow(**{name: row[name] for name in names}, text=text)
 

@@ -121,7 +121,7 @@ def _views(target: Target, slots: Iterable[int], abridged: bool) -> tuple[SlotVi
     """In full, or abridged: of each slot its beginning and what stands around insertions (`--slot` shows all of one)."""
     wanted = list(slots)
     rows = insertions_of(target, wanted)
-    tokenizer = target.corpus.tokenizer()
+    tokenizer = target.tokenizer
     return tuple(_view(target, slot, [row for row in rows if row["slot"] == slot], tokenizer, abridged) for slot in wanted)
 
 
@@ -130,7 +130,9 @@ def insertions_of(target: Target, slots: list[int]) -> list[dict[str, Any]]:
     if not target.has_overlay:
         return []
     touched, entries = target.manifest.index
-    first, end = (bisect.bisect_left(touched["slot"], slot) for slot in (slots[0], slots[-1] + 1))  # numpy's own search would copy the mapped column
+    first, end = (
+        bisect.bisect_left(touched["slot"], slot) for slot in (slots[0], slots[-1] + 1)
+    )  # numpy's own search would copy the mapped column
     starts = [int(touched["start"][place]) if place < len(touched) else len(entries) for place in (first, end)]
     rows = read_rows(target.manifest.path / "insertions.parquet", starts[0], starts[1])
     rows = [row for row in rows if row["experiment"] not in target.overlay.masked]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from megatron_exp.control.segments import Segment, read_segments
 from megatron_exp.errors import UserError
@@ -15,6 +15,9 @@ from megatron_exp.run_record import RECORD_NAME as RUN_RECORD
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
+
+if TYPE_CHECKING:
+    from megatron_exp.shards.tokenizer import Tokenizer
 
 Kind = Literal["corpus", "manifest", "run"]
 _RECORDS: dict[str, Kind] = {"corpus.json": "corpus", MANIFEST_RECORD: "manifest", RUN_RECORD: "run"}
@@ -45,6 +48,11 @@ class Target:
         corpus = Corpus.open(self.manifest.corpus_path)
         self.manifest.check_corpus(corpus)
         return corpus
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        """Of the corpus, loaded once however many texts are shown."""
+        return self.corpus.tokenizer()
 
     @property
     def has_overlay(self) -> bool:

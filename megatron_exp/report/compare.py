@@ -58,7 +58,7 @@ def compare(run_dirs: Sequence[Path]) -> tuple[list[Compared], pa.Table]:
             f"{', '.join(missing)} has not been evaluated, so there is nothing to compare. Run `megatron-exp eval` on it first."
         )
     rows = [row for one in runs for row in _rows(one)]
-    rows += _means(rows, {one.label: one for one in runs})
+    rows += _means(rows)
     rows.sort(key=lambda row: (row["experiment"], natural(row["outcome"]), natural(row["condition"]), row["runs"]))
     return runs, pa.Table.from_pylist(rows, schema=COMPARISON)
 
@@ -100,11 +100,11 @@ def _rows(one: Compared) -> Iterable[dict[str, Any]]:
             }
 
 
-def _means(rows: Sequence[dict[str, Any]], runs: dict[str, Compared]) -> list[dict[str, Any]]:
+def _means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean over the runs of a group with Student's interval; none for a group of one run."""
     cells: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault((row["experiment"], row["outcome"], row["condition"], runs[row["run"]].group), []).append(row)
+        cells.setdefault((row["experiment"], row["outcome"], row["condition"], row["group"]), []).append(row)
     means = []
     for (experiment, outcome, condition, group), members in cells.items():
         estimates = np.array([row["estimate"] for row in members if row["estimate"] is not None and np.isfinite(row["estimate"])])

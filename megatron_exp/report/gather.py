@@ -17,6 +17,7 @@ from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import RESULTS
 from megatron_exp.run_record import History, RunRecord
 
+_OF_WRITTEN = ["experiment", "condition", "item", "arm", "probe", "model", "step", "text"]
 _KEY = ["experiment", "condition", "outcome", "step"]
 
 
@@ -65,6 +66,17 @@ class Inputs:
     def handed_out(self) -> pa.Table:
         """SEGMENTS: what controllers have inserted in this run so far."""
         return segment_rows([] if self.run.baseline else read_segments(self.run.path, self.manifest.fingerprint))
+
+    @cached_property
+    def written(self) -> pa.Table | None:
+        """The responses of the newest evaluation that are texts, None where there is none. UserError where they cannot be read."""
+        if self.results.file is None or not (path := self.results.file.with_name("responses.parquet")).exists():
+            return None
+        try:
+            table = pq.read_table(path, columns=_OF_WRITTEN)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}). The responses are damaged: evaluate the run again.") from error
+        return table.filter(pc.is_valid(table["text"]))
 
     @property
     def last_step(self) -> int:

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from megatron_exp.errors import UserError
 from megatron_exp.report.gather import Inputs
 
 _MOST = 6
 _LONGEST = 1_000
-_COLUMNS = ["experiment", "condition", "item", "arm", "probe", "model", "step", "text"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Output:
 
 def outputs_of(inputs: Inputs, experiment: str, *, show_text: bool) -> list[Output]:
     """At most six: for every condition and probe the first item that a model wrote about, run and twin together."""
-    table = _written(inputs)
+    table = inputs.written
     if table is None:
         return []
     rows = table.filter(pc.equal(table["experiment"].cast(pa.string()), experiment)).to_pylist()
@@ -40,19 +37,6 @@ def outputs_of(inputs: Inputs, experiment: str, *, show_text: bool) -> list[Outp
     chosen = [row for row in rows if first[row["condition"], row["probe"]] == row["item"]]
     chosen.sort(key=lambda row: (row["condition"], row["probe"], row["model"], row["step"]))
     return [_output(row, show_text=show_text) for row in chosen[:_MOST]]
-
-
-def _written(inputs: Inputs) -> pa.Table | None:
-    if inputs.results.file is None:
-        return None
-    path = inputs.results.file.with_name("responses.parquet")
-    if not path.exists():
-        return None
-    try:
-        table = pq.read_table(path, columns=_COLUMNS)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}). The responses are damaged: evaluate the run again.") from error
-    return table.filter(pc.is_valid(table["text"]))
 
 
 def _output(row: dict[str, object], *, show_text: bool) -> Output:
