@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_exp.model import precision as precisions
 from megatron_exp.model.build import LanguageModel, build_model
+from megatron_exp.model.memory import TrainingLayout, training_memory
 from megatron_exp.model.optimizer import Optimizer, build_optimizer
 from megatron_exp.model.presets import ModelShape, resolve_shape
 from megatron_exp.model.scoring import token_scores
@@ -40,9 +41,9 @@ KERNELS = {
     "attention": ("fmha", "flash", "fused_attn", "cudnn_generated", "sdpa"),
     "products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "wgrad", "matmul"),
     "fp8 conversion": ("quantize", "amax", "fp8", "cast_transpose", "transpose_cast", "rowwise", "scaling"),
-    "norms": ("norm",),
+    "norms": ("norm", "rsqrt", "pow_sum"),
     "optimizer": ("adam", "multi_tensor", "foreach"),
-    "loss": ("softmax", "logsumexp", "scatter_gather", "scatter", "exp_kernel"),
+    "loss": ("softmax", "logsumexp", "scatter_gather", "scatter", "exp_kernel", "arange"),
     "copies": ("memcpy", "memset", "copy", "catarray"),
 }
 """Class of kernel to parts of its name; the first class that matches counts, all others are elementwise."""
@@ -189,9 +190,13 @@ def timed(model: LanguageModel, optimizer: Optimizer, rows: int) -> float:
     return sorted(seconds[2:])[TIMED_STEPS // 2]
 
 
-def largest_that_fits(shape: ModelShape, layout: Layout, precision: str, recipe: str) -> tuple[LanguageModel, Optimizer, int, float]:
-    """Model, optimizer, rows of a micro-batch, seconds of a step."""
-    for rows in (8, 4, 2, 1):
+def largest_that_fits(shape: ModelShape, layout: Layout, precision: Literal["bf16", "fp8"], recipe: str) -> tuple[LanguageModel, Optimizer, int, float]:
+    """Model, optimizer, rows of a micro-batch, seconds of a step: as many rows as are calculated to fit, or fewer where they do not."""
+    on_gpu = layout.device.type == "cuda"
+    room = 0.92 * torch.cuda.get_device_properties(layout.device).total_memory if on_gpu else float("inf")
+    for rows in (16, 8, 4, 2, 1):
+        if rows > 1 and training_memory(shape, TrainingLayout(precision=precision, micro_batch_size=rows)).total > room:
+            continue
         try:
             model, optimizer = make(shape, layout, precision, recipe)
             return model, optimizer, rows, timed(model, optimizer, rows)
@@ -201,7 +206,7 @@ def largest_that_fits(shape: ModelShape, layout: Layout, precision: str, recipe:
     raise MemoryError("not even one row of a micro-batch fits on this GPU")
 
 
-def throughput(layout: Layout, name: str, precision: str, recipe: str = "tensorwise") -> dict[str, Any]:
+def throughput(layout: Layout, name: str, precision: Literal["bf16", "fp8"], recipe: str = "tensorwise") -> dict[str, Any]:
     """Speed of updates alone, and where the device's time goes."""
     shape = shape_of(name)
     model, optimizer, rows, seconds = largest_that_fits(shape, layout, precision, recipe)
@@ -214,6 +219,7 @@ def throughput(layout: Layout, name: str, precision: str, recipe: str = "tensorw
         "tokens_per_second": tokens,
         "mfu": tokens * shape.flops_per_token / peak if peak else None,
         "memory_gib": devices.peak_memory_bytes(layout.device) / 2**30,
+        "calculated_memory_gib": training_memory(shape, TrainingLayout(precision=precision, micro_batch_size=rows)).total / 2**30,
         "kernels": kernels(model, optimizer, rows),
     }
 
@@ -257,7 +263,7 @@ def measure(part: str) -> dict[str, Any]:
             return deterministic(layout)
         name, _, precision = rest.rpartition("-")
         recipe = precision if precision in precisions.RECIPES else "tensorwise"
-        return throughput(layout, name, "fp8" if precision in precisions.RECIPES else precision, recipe)
+        return throughput(layout, name, "fp8" if precision in precisions.RECIPES else "bf16", recipe)
 
 
 @contextlib.contextmanager

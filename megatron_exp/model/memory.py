@@ -95,13 +95,13 @@ def local_parameters(shape: ModelShape, layout: TrainingLayout) -> float:
 def activation_bytes_per_token(shape: ModelShape, layout: TrainingLayout) -> float:
     """What one layer keeps of one token for its backward pass, on one GPU.
 
-    With h hidden, k key (= value) width, f MLP width, e bytes per element: input e h; queries, keys and values e (h + 2k); the full-width norm of queries
-    and keys, twice in fp32, 8 (h + k); both rotated e (h + k); attention's output e h; the MLP's input e h, its two branches and their product 3 e f.
-    Norms behind the branches: their input, e h each, when fused, else twice in fp32, 8 h each. SwiGLU keeps 2 e f more when not fused. FP8 keeps the inputs
-    of its four matrices once more, one byte each.
+    With h hidden, k key (= value) width, f MLP width, e bytes per element: input e h; queries, keys and values e (h + 2k); both normalised: their copy,
+    e (h + k), when fused, else twice in fp32, 8 (h + k); both rotated e (h + k); attention's output e h; the MLP's input e h, its two branches and their
+    product 3 e f. Norms behind the branches: their input, e h each, when fused, else twice in fp32, 8 h each. SwiGLU keeps 2 e f
+    more when not fused. FP8 keeps the inputs of its four matrices once more, one byte each.
     """
     h, k, f, e = shape.hidden, shape.kv_width, shape.ffn, layout.element_bytes
-    divided = e * (h + 2 * k) + (8 + e) * (h + k) + e * h + 3 * e * f + (0 if layout.fused else 2 * e * f)
+    divided = e * (h + 2 * k) + ((e if layout.fused else 8) + e) * (h + k) + e * h + 3 * e * f + (0 if layout.fused else 2 * e * f)
     whole = 2 * e * h + 2 * (e * h if layout.fused else 8 * h)
     if layout.precision == "fp8":
         divided, whole = divided + h + f, whole + 2 * h

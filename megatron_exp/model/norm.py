@@ -14,11 +14,30 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+from megatron_exp.model.compiled import compiled_on_gpu
 from megatron_exp.parallel.device import current_device
 
 
 def _new_weight(width: int, config: TransformerConfig) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.ones(width, dtype=config.params_dtype, device=current_device()))
+
+
+@compiled_on_gpu
+def _normalized(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = hidden.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (weight.float() * wide).to(hidden.dtype)
+
+
+@compiled_on_gpu
+def _sum_of_squares(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.float().pow(2).sum(-1, keepdim=True)
+
+
+@compiled_on_gpu
+def _scaled(hidden: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = hidden.float() * torch.rsqrt(mean_square + eps)
+    return (weight.float() * wide).to(hidden.dtype)
 
 
 class RMSNorm(torch.nn.Module):
@@ -35,9 +54,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        wide = hidden.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight.float() * wide).to(hidden.dtype)
+        return _normalized(hidden, self.weight, self.eps)
 
 
 class PostNormAdd(torch.nn.Module):
@@ -74,13 +91,12 @@ class FullWidthQKNorm(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
     def forward(self, heads: torch.Tensor) -> torch.Tensor:
-        wide = heads.flatten(-2).float()
-        squares = wide.pow(2).sum(-1, keepdim=True)
+        hidden = heads.flatten(-2)
+        squares = _sum_of_squares(hidden)
         if self.divided:
             # Summed forward and backward: the heads of every rank depend on the total, so its gradient comes from every rank.
             squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
-        wide = wide * torch.rsqrt(squares / self.width + self.eps)
-        return (self.weight.float() * wide).to(heads.dtype).view_as(heads)
+        return _scaled(hidden, squares / self.width, self.weight, self.eps).view_as(heads)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
         """The weight as one global vector divided over tensor ranks."""
