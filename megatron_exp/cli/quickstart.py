@@ -135,9 +135,10 @@ def _prepare_corpus(out: Path, inputs: list[str]) -> None:
 
 
 def standard_library() -> list[Path]:
-    """Python's own modules, without their tests, in path order."""
+    """Python's own modules, without their tests, in path order; links are left out, since Debian gives one module two names."""
     root = Path(sysconfig.get_path("stdlib"))
-    return [path for path in sorted(root.rglob("*.py")) if not _TEST_FOLDERS & set(path.relative_to(root).parts[:-1])]
+    modules = (path for path in sorted(root.rglob("*.py")) if not path.is_symlink())
+    return [path for path in modules if not _TEST_FOLDERS & set(path.relative_to(root).parts[:-1])]
 
 
 def _write_config(path: Path, steps: int, seed: int) -> None:

@@ -20,7 +20,10 @@ def compiles(tensor: torch.Tensor) -> bool:
 
 
 def compiled_on_gpu(function: Callable[_Arguments, _Value]) -> Callable[_Arguments, _Value]:
-    """`function` of tensors, compiled by PyTorch where its first argument says so (`compiles`), else as it is."""
+    """`function` of tensors alone, compiled by PyTorch where its first argument says so (`compiles`), else as it is.
+
+    Tensors alone, because a number would become an input that is computed with on the CPU, for which a C++ compiler is called.
+    """
     compiled = torch.compile(function, dynamic=True)  # compiles at the first call, and not again for another number of rows
 
     @functools.wraps(function)

@@ -23,10 +23,8 @@ def _new_weight(width: int, config: TransformerConfig) -> torch.nn.Parameter:
 
 
 @compiled_on_gpu
-def _normalized(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    wide = hidden.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (weight.float() * wide).to(hidden.dtype)
+def _mean_of_squares(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.float().pow(2).mean(-1, keepdim=True)
 
 
 @compiled_on_gpu
@@ -35,8 +33,8 @@ def _sum_of_squares(hidden: torch.Tensor) -> torch.Tensor:
 
 
 @compiled_on_gpu
-def _scaled(hidden: torch.Tensor, mean_square: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    wide = hidden.float() * torch.rsqrt(mean_square + eps)
+def _scaled(hidden: torch.Tensor, square: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = hidden.float() * torch.rsqrt(square)
     return (weight.float() * wide).to(hidden.dtype)
 
 
@@ -54,7 +52,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return _normalized(hidden, self.weight, self.eps)
+        return _scaled(hidden, _mean_of_squares(hidden) + self.eps, self.weight)
 
 
 class PostNormAdd(torch.nn.Module):
@@ -96,7 +94,7 @@ class FullWidthQKNorm(torch.nn.Module):
         if self.divided:
             # Summed forward and backward: the heads of every rank depend on the total, so its gradient comes from every rank.
             squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
-        return _scaled(hidden, squares / self.width, self.weight, self.eps).view_as(heads)
+        return _scaled(hidden, squares / self.width + self.eps, self.weight).view_as(heads)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict[str, Any]:
         """The weight as one global vector divided over tensor ranks."""
