@@ -9,18 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path
 from megatron_exp.cluster.prepare import prepare, write
+from megatron_exp.cluster.profile import STAGES
 from megatron_exp.preparation.preprocess import preprocess
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.submission import Submission
 from tests.cluster.daemons import Slurm
 from tests.cluster.test_render import scripts, with_text
-from tests.cluster.tiny import ROOT, write_inputs
+from tests.cluster.tiny import CANARIES, CHOSEN_BY_THE_TWIN, ROOT, write_inputs
 from tests.training.compare import step_hashes
 from tests.training.processes import metrics
 
@@ -48,13 +50,18 @@ def test_the_real_sbatch_accepts_every_script(slurm: Slurm, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of one whole submission, every stage done: each on its node or nodes, run and twin on two."""
+    """The directory of one whole submission, every stage that there is done: each on its node or nodes, run and twin on two."""
     folder = tmp_path_factory.mktemp("chain")
-    config, cluster = write_inputs(folder, steps=STEPS, checkpoint_every=EVERY)
+    dependence = {"seeds": 2, "steps": 3, "tasks": 2, "gate": False}  # so short a test decides nothing: only its files are of interest
+    config, cluster = write_inputs(
+        folder, steps=STEPS, checkpoint_every=EVERY, experiments=(CANARIES, CHOSEN_BY_THE_TWIN), cpdt=dependence
+    )
     command = [sys.executable, "-m", "megatron_exp", "submit", str(config), "--cluster", str(cluster), "--out", str(folder / "out")]
     done = subprocess.run(command, env=slurm.environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    for stage in Submission.open(folder / "out").stages:
+    stages = Submission.open(folder / "out").stages
+    assert tuple(stage.name for stage in stages) == STAGES
+    for stage in stages:
         state = slurm.wait(stage.job, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT", seconds=4 * PATIENCE_SECONDS)
         assert state == "COMPLETED", log_of(folder / "out", stage.name)
     return folder / "out"
@@ -72,6 +79,9 @@ def test_one_submit_brings_text_to_a_report_on_two_nodes(finished: Path) -> None
         assert record.baseline == baseline and record.record["state"] == "finished"
         assert record.record["layout"]["processes"] == 2
     assert list(finished.glob("run/evals/*/results.json"))
+    planned = RunRecord.open(finished / "run").open_manifest().experiments
+    assert planned == [CANARIES["name"], CHOSEN_BY_THE_TWIN["name"]]
+    assert orjson.loads((finished / "cpdt/matrix.json").read_bytes())["complete"]
 
 
 class DisturbedRun:

@@ -1,7 +1,9 @@
 """A whole run, tiny, as the files a user would write: text, config and cluster profile."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import yaml
@@ -11,9 +13,13 @@ from tests.training.toy import EXPERIMENTS, make_config, write_texts
 
 ROOT = Path(__file__).parents[2]
 MINUTES = "0:20:00"
+CANARIES = EXPERIMENTS[0]
+CHOSEN_BY_THE_TWIN = CANARIES | {"name": "chosen-canaries", "suffix_types": ["model-based"]}
 
 
-def write_inputs(directory: Path, *, steps: int, checkpoint_every: int, **profile: object) -> tuple[Path, Path]:
+def write_inputs(
+    directory: Path, *, steps: int, checkpoint_every: int, experiments: Sequence[dict[str, Any]] = (CANARIES,), **profile: object
+) -> tuple[Path, Path]:
     """config.yaml and cluster.yaml with the text and the tokenizer they name; `profile` replaces keys of the profile."""
     directory.mkdir(parents=True, exist_ok=True)
     texts = write_texts(directory / "texts.jsonl")
@@ -24,7 +30,7 @@ def write_inputs(directory: Path, *, steps: int, checkpoint_every: int, **profil
         "checkpoint": {"every": checkpoint_every},
         "validation": {"every": steps, "slots": 4},
     }
-    config = make_config(Path("corpus"), steps=steps, training=training, experiments=EXPERIMENTS[:1]).model_dump(mode="json")
+    config = make_config(Path("corpus"), steps=steps, training=training, experiments=list(experiments)).model_dump(mode="json")
     (directory / "config.yaml").write_text(yaml.safe_dump(config))
     cluster = {
         "partition": "main",
