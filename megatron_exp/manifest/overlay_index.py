@@ -1,6 +1,7 @@
 """The compact overlay index: two memory-mapped arrays that answer "what happens in slot k" with one binary search."""
 
 import bisect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +25,14 @@ class OverlayIndex(NamedTuple):
     slots: np.ndarray
     entries: np.ndarray
 
-    def of(self, slot: int) -> np.ndarray:
-        """The entries of one slot, in the order of application."""
+    def within(self, first: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The touched slots from `first` up to, not including, `stop`, each with its entries in the order of application."""
         numbers, starts = self.slots["slot"], self.slots["start"]
-        position = bisect.bisect_left(numbers, slot)  # numpy's own search would copy the mapped column
-        if position == len(numbers) or int(numbers[position]) != slot:
-            return self.entries[:0]
-        end = int(starts[position + 1]) if position + 1 < len(numbers) else len(self.entries)
-        return self.entries[int(starts[position]) : end]
+        begin = bisect.bisect_left(numbers, first)  # numpy's own search would copy the mapped column
+        end = bisect.bisect_left(numbers, stop, begin)
+        bounds = [*starts[begin:end].tolist(), int(starts[end]) if end < len(starts) else len(self.entries)]
+        for slot, one, other in zip(numbers[begin:end].tolist(), bounds, bounds[1:], strict=False):
+            yield slot, self.entries[one:other]
 
 
 def build_index(insertions: pa.Table, experiments: list[str]) -> OverlayIndex:

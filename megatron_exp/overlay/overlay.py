@@ -1,7 +1,8 @@
 """The overlay: the base stream with the manifest's insertions applied when a slot is read. Shards are never written."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from megatron_exp.overlay.decided import Decided
 from megatron_exp.stream.base import Instance, NoiseSpec, Stream
 from megatron_exp.stream.slot import Geometry, Slot
 
+_GROUP_BITS, _GROUPS_KEPT = 6, 1024
+"""Slots of a group, as a power of two, and groups kept: finding one slot or sixty-four neighbours takes about as long."""
 _KINDS = {layer: kind for kind, layer in LAYERS.items() if kind != "splice"} | {LAYERS["splice"] | SPLICE: "splice"}
 
 
@@ -84,16 +87,11 @@ class Overlay:
 
     def insertions(self, slot: int) -> list[Insertion]:
         """What is done to the slot, in order of application."""
-        names, masked = self._names, self.masked
-        found = []
-        for entry in self.manifest.index.of(slot):
-            layer, experiment, offset, length, value = entry.tolist()
-            if names[experiment] not in masked:
-                found.append(Insertion(names[experiment], _KINDS[layer], layer & ~SPLICE, offset, length, value))
-        if self.decided:
-            added = [Insertion(name, "tokens", LAYERS["tokens"], *place) for name, *place in self.decided.of(slot)]
-            found = sorted(found + added, key=lambda one: (one.layer, one.offset)) if added else found
-        return found
+        planned = self._planned(slot >> _GROUP_BITS).get(slot, ())
+        if not self.decided:
+            return list(planned)
+        added = [Insertion(name, "tokens", LAYERS["tokens"], *place) for name, *place in self.decided.of(slot)]
+        return sorted([*planned, *added], key=lambda one: (one.layer, one.offset)) if added else list(planned)
 
     def noise(self, slot: int) -> list[NoiseSpec]:
         """The noise to add to the slot's input embeddings."""
@@ -104,6 +102,8 @@ class Overlay:
     def read(self, slot: int) -> Slot:
         """The slot as trained on."""
         insertions = self.insertions(slot)
+        if not insertions:
+            return self.stream.read(slot)
         swaps = [found for found in insertions if found.kind == "swap"]
         tokens, mask = self.stream.read(swaps[-1].value if swaps else slot)
         length = self.geometry.sequence_length
@@ -121,8 +121,19 @@ class Overlay:
         return Slot(tokens, mask)
 
     @cached_property
-    def _names(self) -> list[str]:
-        return self.manifest.experiments
+    def _planned(self) -> Callable[[int], dict[int, list[Insertion]]]:
+        """The planned insertions of a group of neighbouring slots; the last groups are kept, since slots are read in order."""
+        return lru_cache(_GROUPS_KEPT)(self._read_group)
+
+    def _read_group(self, group: int) -> dict[int, list[Insertion]]:
+        names, masked, found = self.manifest.experiments, self.masked, {}
+        for slot, entries in self.manifest.index.within(group << _GROUP_BITS, (group + 1) << _GROUP_BITS):
+            found[slot] = [
+                Insertion(names[experiment], _KINDS[layer], layer & ~SPLICE, offset, length, value)
+                for layer, experiment, offset, length, value in entries.tolist()
+                if names[experiment] not in masked
+            ]
+        return found
 
 
 def splice(tokens: np.ndarray, mask: np.ndarray, payload: np.ndarray, offset: int) -> None:
