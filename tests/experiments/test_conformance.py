@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
 from megatron_exp.experiments.conformance import check_experiment, simulated_primaries, toy_context
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
@@ -24,15 +25,17 @@ from tests.toy import toy_stream
 
 REPLICATES, MANY = 200, 2_000
 LARGER = {
+    "contamination-paper": BenchmarkContamination(levels=(4,), num_questions=(200,), num_held_out=200, groups=("uniform",), design="paper"),
     "knowledge": KnowledgeAcquisition(**TEXTS | {"num_texts": 24, "num_never": 24}),
     "poisoning": PretrainingPoisoning(**CHATS | {"num_evaluation_prompts": 2, "num_never_trained": 39}, denial_of_service=0),
     "memorization": MemorizationPatterns(
         **DIALOGUES | {"suffix_types": ("plain",), "num_per_condition": 60, "num_held_out": 60}, repetitions=(4,)
     ),
 }
-"""Where the smallest detectable effect of the smallest design is so large that an AUC nears its end, or the units so few that a rank test has few levels."""
-NOT_MEASURED = frozenset({"placebo", "contamination-paper"})
-"""The placebo must find nothing. Accuracy is a share of few values, for which the stated effect is found a little less often (0.73) than stated."""
+"""Where the smallest detectable effect of the smallest design is so large that an AUC nears its end, or the units so few that a rank test has few levels, or that
+right answers, whose spread grows with their share, are far more than chance."""
+NOT_MEASURED = frozenset({"placebo"})
+"""The placebo must find nothing."""
 
 
 @pytest.mark.parametrize("name", SMALL)
