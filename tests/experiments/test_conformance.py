@@ -32,8 +32,8 @@ LARGER = {
         **DIALOGUES | {"suffix_types": ("plain",), "num_per_condition": 60, "num_held_out": 60}, repetitions=(4,)
     ),
 }
-"""Where the smallest detectable effect of the smallest design is so large that an AUC nears its end, or the units so few that a rank test has few levels, or that
-right answers, whose spread grows with their share, are far more than chance."""
+"""Where the smallest detectable effect of the smallest design is so large that an AUC nears its end, or the units so few that a rank test has few levels, or
+that right answers, whose spread grows with their share, are far more than chance."""
 NOT_MEASURED = frozenset({"placebo"})
 """The placebo must find nothing."""
 
