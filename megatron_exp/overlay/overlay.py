@@ -87,11 +87,12 @@ class Overlay:
 
     def insertions(self, slot: int) -> list[Insertion]:
         """What is done to the slot, in order of application."""
-        planned = self._planned(slot >> _GROUP_BITS).get(slot, ())
-        if not self.decided:
-            return list(planned)
-        added = [Insertion(name, "tokens", LAYERS["tokens"], *place) for name, *place in self.decided.of(slot)]
-        return sorted([*planned, *added], key=lambda one: (one.layer, one.offset)) if added else list(planned)
+        return self._insertions(slot, self._planned(slot >> _GROUP_BITS).get(slot, []))
+
+    def _insertions(self, slot: int, planned: list[Insertion]) -> list[Insertion]:
+        """What is planned, and in a run what controllers decided."""
+        added = [Insertion(name, "tokens", LAYERS["tokens"], *place) for name, *place in self.decided.of(slot)] if self.decided else []
+        return sorted([*planned, *added], key=lambda one: (one.layer, one.offset)) if added else planned.copy()
 
     def noise(self, slot: int) -> list[NoiseSpec]:
         """The noise to add to the slot's input embeddings."""
@@ -101,23 +102,23 @@ class Overlay:
 
     def read(self, slot: int) -> Slot:
         """The slot as trained on."""
-        insertions = self.insertions(slot)
-        if not insertions:
+        planned = self._planned(slot >> _GROUP_BITS).get(slot)
+        if planned is None and self.decided is None:
             return self.stream.read(slot)
-        swaps = [found for found in insertions if found.kind == "swap"]
-        tokens, mask = self.stream.read(swaps[-1].value if swaps else slot)
-        length = self.geometry.sequence_length
-        for found in insertions:
-            end = found.offset + found.length
-            if found.kind == "tokens":
-                tokens[found.offset : end] = self.manifest.payload(found.value)
-                mask[max(found.offset - 1, 0) : end - 1] = 1  # a payload counts wherever it lies, also in a slot that a filter left out
-                if end == length:
-                    mask[length - 1] = 0  # the look-ahead token does not continue the payload
-            elif found.kind == "splice":
-                splice(tokens, mask, self.manifest.payload(found.value), found.offset)
-            elif found.kind == "mask":
-                mask[found.offset : end] = 0
+        insertions = self._insertions(slot, planned or [])
+        swaps = [found.value for found in insertions if found.kind == "swap"]
+        tokens, mask = self.stream.read(swaps[-1] if swaps else slot)
+        for _, kind, _, offset, length, value in insertions:
+            end = offset + length
+            if kind == "tokens":
+                tokens[offset:end] = self.manifest.payload(value)
+                mask[max(offset - 1, 0) : end - 1] = 1  # a payload counts wherever it lies, also in a slot that a filter left out
+                if end == len(mask):
+                    mask[end - 1] = 0  # the look-ahead token does not continue the payload
+            elif kind == "splice":
+                splice(tokens, mask, self.manifest.payload(value), offset)
+            elif kind == "mask":
+                mask[offset:end] = 0
         return Slot(tokens, mask)
 
     @cached_property

@@ -172,7 +172,7 @@ class IndexedReader:
     def _map(self, dtype: str, offset: int, count: int) -> np.ndarray:
         if not count:
             return np.empty(0, dtype=dtype)
-        return np.memmap(self.idx_path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+        return _plain(np.memmap(self.idx_path, dtype=dtype, mode="r", offset=offset, shape=(count,)))
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -206,7 +206,8 @@ class IndexedReader:
             raise IndexError(f"document {index} of {self.num_documents} in {self.idx_path}")
         first, last = int(self._borders[index]), int(self._borders[index + 1])
         start = int(self._pointers[first]) // self.dtype.itemsize if first < last else 0
-        return self.tokens[start : start + int(self._lengths[first:last].sum(dtype=np.int64))]
+        length = int(self._lengths[first]) if last == first + 1 else int(self._lengths[first:last].sum(dtype=np.int64))
+        return self.tokens[start : start + length]
 
 
 def open_tokens(path: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
@@ -217,4 +218,9 @@ def open_tokens(path: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
         raise UserError(
             f"{path} has {actual} bytes where {expected} are recorded. It is cut short or was replaced: restore it, or make the corpus again."
         )
-    return np.memmap(path, dtype=dtype, mode="r") if num_tokens else np.empty(0, dtype=dtype)
+    return _plain(np.memmap(path, dtype=dtype, mode="r")) if num_tokens else np.empty(0, dtype=dtype)
+
+
+def _plain(mapped: np.memmap) -> np.ndarray:
+    """The same map without its subclass, which makes every slice and every element of it several times dearer."""
+    return mapped.view(np.ndarray)
