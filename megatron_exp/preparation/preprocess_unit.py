@@ -1,6 +1,7 @@
 """One unit of work: its input files become a token file, a document map and, last of all, a done-record."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class _UnitWriter:
     def add_file(self, file: InputFile) -> FileLedger:
         ledger = FileLedger(file.path, file.source, file.format, file.codec, file.num_bytes, file.modified_ns)
         documents = read_documents(file, ledger, lambda num_bytes: self._counters.add(read_bytes=num_bytes))
-        for batch in _batches(documents):
+        for batch in _ahead(_batches(documents)):
             self._add_batch(batch, ledger)
         ledger.close()
         return ledger
@@ -250,3 +251,12 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch, num_characters = [], 0
     if batch:
         yield batch
+
+
+def _ahead(batches: Iterator[list[Document]]) -> Iterator[list[Document]]:
+    """The same batches, each read and parsed by a thread while the one before is encoded, which leaves the interpreter free."""
+    with ThreadPoolExecutor(1, "read-ahead") as thread:
+        coming = thread.submit(next, batches, None)
+        while batch := coming.result():
+            coming = thread.submit(next, batches, None)
+            yield batch
