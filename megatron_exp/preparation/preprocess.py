@@ -144,6 +144,8 @@ class _Job:
             refuse_existing(output)
         files = find_inputs(inputs)
         encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
+        if options.backend != "auto":
+            assert encoders.bulk  # what is asked for by name is refused before any work where it cannot serve
         units = make_units(files, encoders.tokenizer.fingerprint, options.special_in_text)
         return cls(encoders=encoders, output=output, units=units, options=options, progress=progress)
 

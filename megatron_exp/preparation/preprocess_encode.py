@@ -4,6 +4,7 @@ import logging
 import os.path
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -121,7 +122,6 @@ def open_encoder(tokenizer: Tokenizer, backend: Backend, special: SpecialPolicy,
     Either gives the same ids, so the choice is one of speed. UserError where `gigatoken` is asked for and cannot serve.
     """
     reference = ReferenceEncoder(tokenizer, special)
-    reference.encode([""])  # policies that the model cannot follow are refused here, before any work
     if backend == "reference":
         return reference
     try:
@@ -144,11 +144,17 @@ class Encoders:
     """
 
     def __init__(self, path: Path, backend: Backend, special: SpecialPolicy, *, parallel: bool = False):
-        self._arguments = (path, backend, special)
+        self._arguments, self._parallel = (path, backend, special), parallel
         self.tokenizer = Tokenizer.load(path)
         self.special: SpecialPolicy = special
-        self.bulk = open_encoder(self.tokenizer, backend, special, parallel=parallel)
         self.reference = ReferenceEncoder(self.tokenizer, special)
+        self.reference.encode([""])  # policies that the model cannot follow are refused here, before any work
+
+    @cached_property
+    def bulk(self) -> Encoder:
+        """The encoder of the backend; loaded when it is first used, which a process that leaves the work to others never does."""
+        _, backend, special = self._arguments
+        return open_encoder(self.tokenizer, backend, special, parallel=self._parallel)
 
     def __reduce__(self) -> tuple[type["Encoders"], tuple[Path, Backend, SpecialPolicy]]:
         return Encoders, self._arguments

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from megatron_exp.shards.checksums import FileSum, SummedWriter, root_of, write_
 from megatron_exp.shards.documents import UNIT_SCHEMA, DocumentMapWriter
 from megatron_exp.shards.indexed import token_dtype
 
+_Batch = TypeVar("_Batch")
 _BATCH_CHARACTERS = 4 << 20
 _BATCH_DOCUMENTS = 20_000
 _CHECK_EVERY = 1000
@@ -151,13 +152,13 @@ class _UnitWriter:
     def add_file(self, file: InputFile) -> FileLedger:
         ledger = FileLedger(file.path, file.source, file.format, file.codec, file.num_bytes, file.modified_ns)
         documents = read_documents(file, ledger, lambda num_bytes: self._counters.add(read_bytes=num_bytes))
-        for batch in _ahead(_batches(documents)):
-            self._add_batch(batch, ledger)
+        for batch, counts in _ahead((batch, [self._specials.count(document.text) for document in batch]) for batch in _batches(documents)):
+            self._add_batch(batch, counts, ledger)
         ledger.close()
         return ledger
 
-    def _add_batch(self, batch: list[Document], ledger: FileLedger) -> None:
-        counts = [self._specials.count(document.text) for document in batch]
+    def _add_batch(self, batch: list[Document], counts: list[int], ledger: FileLedger) -> None:
+        """counts: strings of special tokens in each document."""
         ledger.special_documents += sum(1 for count in counts if count)
         ledger.special_strings += sum(counts)
         if self._encoders.special == "reject":
@@ -253,10 +254,10 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _ahead(batches: Iterator[list[Document]]) -> Iterator[list[Document]]:
-    """The same batches, each read and parsed by a thread while the one before is encoded, which leaves the interpreter free."""
+def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """The same batches, each made by a thread while the one before is encoded, which leaves the interpreter free."""
     with ThreadPoolExecutor(1, "read-ahead") as thread:
         coming = thread.submit(next, batches, None)
-        while batch := coming.result():
+        while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
