@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N]
 
-Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation,
-checkpoints and decisions of controllers are left out of the steps and listed (`longest_step`: what one of them takes).
+Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation and
+decisions of controllers are left out of the steps and listed (`longest_step`: what one of them takes). No checkpoint is written.
 Two figures without other processes' waiting in them: `cpu_share`, CPU seconds of all hooks and of reading data for each CPU second of a bare
 step (each in one thread), and `cpu_over_bare` (`_plain`), CPU seconds of this process in the trainer's steps over those in the rival's. On a GPU
 the denominator is wall time and the second is left out.
@@ -33,6 +33,7 @@ from megatron_exp.preparation.preprocess import preprocess
 from megatron_exp.preparation.texts import texts_of
 from megatron_exp.seeding import Words
 from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.hooks.checkpoint import CheckpointHook
 from megatron_exp.training.hooks.record import RecordHook
 from megatron_exp.training.hooks.stop import StopHook
 from megatron_exp.training.loop import train_loop
@@ -41,7 +42,7 @@ from megatron_exp.training.run import Run
 from megatron_exp.training.train import assemble, make_hooks, make_plan, open_directory
 
 ROOT = Path(__file__).parents[1]
-SCHEDULED = {"ProbeHook", "ValidationHook", "CheckpointHook", "ControlHook"}
+SCHEDULED = {"ProbeHook", "ValidationHook", "ControlHook"}
 """Hooks that work in scheduled steps only, where that work is what was asked for; listed by themselves."""
 
 
@@ -214,7 +215,8 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
     pacer, feed = Pacer(options.steps_per_block, options.pairs, costs, rivals), TimedFeed(run)
     try:
         with open_directory(run) as written:
-            hooks: list[Hook] = [Timed(hook, costs) for hook in make_hooks(run, written, RecordHook([], None), StopHook(), ())]
+            made = make_hooks(run, written, RecordHook([], None), StopHook(), ())
+            hooks: list[Hook] = [Timed(hook, costs) for hook in made if not isinstance(hook, CheckpointHook)]
             train_loop(run, [*hooks, pacer])
     finally:
         run.feed.close()
