@@ -19,7 +19,7 @@ class Finding:
 
 def examine(directory: Path = Path()) -> list[Finding]:
     """Look at Python, the machine, torch, megatron-core and the optional parts. Nothing is installed or changed."""
-    return [_machine(), _disk(directory), *_torch(), _megatron(), _transformer_engine(), _apex(), _fp8(), _huggingface(), _slurm()]
+    return [_machine(), _disk(directory), *_torch(), _compiler(), _megatron(), _transformer_engine(), _apex(), _fp8(), _huggingface(), _slurm()]
 
 
 def _version(distribution: str) -> str | None:
@@ -73,6 +73,11 @@ def _transformer_engine() -> Finding:
         return Finding("Transformer Engine", False, f"not installed; needed for FP8 and the fused layers on GPUs: {INSTALL_ENGINE}")
     tested = is_tested_engine(version)
     return Finding("Transformer Engine", tested, version if tested else f"{version}, but 2.9 up to, not including, 2.12 is wanted")
+
+
+def _compiler() -> Finding:
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    return Finding("C compiler", bool(found), found or "none found; on GPUs PyTorch needs one (and Python's headers) to build the kernels it compiles")
 
 
 def _apex() -> Finding:
