@@ -63,11 +63,19 @@ class PoolConfig(Strict):
 class BudgetConfig(Strict):
     """unit `tokens`: fraction bounds the rewritten positions.
 
-    unit `slots`: exactly round(fraction x slots) slots are drawn by key and every payload is packed inside them.
+    unit `slots`: exactly round(fraction x slots) slots are drawn by key and every payload is packed inside them. held_back: the part of them that
+    is left to whole slots of experiments which wait for a reference, whose number nobody knows when the others are placed.
     """
 
     unit: Literal["tokens", "slots"] = "tokens"
     fraction: Annotated[float, Field(gt=0, le=1)]
+    held_back: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _held_back_from_slots(self) -> "BudgetConfig":
+        if self.held_back and (self.unit != "slots" or self.held_back >= self.fraction):
+            raise ValueError("held_back is a part of the fraction that unit slots draws; leave it out with unit tokens, or make it smaller than fraction")
+        return self
 
 
 class ModelConfig(Strict):

@@ -49,10 +49,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class SlotBudget:
-    """Exactly `num_slots` slots, drawn by `seed`, may be touched at all."""
+    """Exactly `num_slots` slots, drawn by `seed`, may be touched at all.
+
+    held_back: how many of them only whole-slot copies of late requests may use, those from position `late` on. Late requests are not known yet when
+    the others are placed, so what the others may use must not depend on them.
+    """
 
     num_slots: int
     seed: int
+    held_back: int = 0
+    late: int | None = None
 
 
 def place(
@@ -68,7 +74,7 @@ def place(
     slots = np.full(len(table), _NOWHERE)
     closed = place_whole(table, slots, geometry)
     whole = table.whole
-    allowed = _allowed_slots(slots[whole], geometry, budget) if budget else np.empty(0, np.uint64)
+    allowed = _allowed_slots(table, slots, geometry, budget) if budget else np.empty(0, np.uint64)
     tokens = _Tokens(table, geometry, allowed, closed, slots, boundaries)
     for part, ending in zip(table.experiments, closed, strict=True):
         tokens.close(ending)
@@ -80,16 +86,25 @@ def place(
     return Placement(table, slots, tokens.offsets)
 
 
-def _allowed_slots(taken: np.ndarray, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
+def _allowed_slots(table: CopyTable, slots: np.ndarray, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
     """Sorted slots that token copies may use: the drawn ones that are not already whole-slot rewrites."""
-    rest = budget.num_slots - len(taken)
+    num_early = len(slots) if budget.late is None else int(table.bounds[budget.late])
+    taken, taken_late = slots[:num_early][table.whole[:num_early]], slots[num_early:][table.whole[num_early:]]
+    rest = budget.num_slots - budget.held_back - len(taken)
     if rest < 0:
         raise UserError(
-            f"budget.fraction allows {budget.num_slots} touched slots, but swaps and noise alone need {len(taken)}. "
-            "Raise the fraction or ask for fewer."
+            f"budget.fraction allows {budget.num_slots} touched slots{f', {budget.held_back} of them held back' if budget.held_back else ''}, but swaps and "
+            f"noise alone need {len(taken)}. Raise the fraction or ask for fewer."
+        )
+    if len(taken_late) > budget.held_back:
+        raise UserError(
+            f"budget.held_back keeps {budget.held_back} slots for whole slots of experiments that need a reference, but they need {len(taken_late)}. "
+            f"With unit slots the other experiments must leave them room before it is known: set budget.held_back to {len(taken_late) / geometry.num_slots:.2g} or more of "
+            "all slots and plan again from the beginning, or ask for fewer."
         )
     order = Permutation(geometry.num_slots, key(budget.seed, "budget")).forward(np.arange(budget.num_slots, dtype=np.uint64))
-    return np.sort(order[~np.isin(order, taken)][:rest])
+    allowed = order[~np.isin(order, taken)][:rest]
+    return np.sort(allowed[~np.isin(allowed, taken_late)])
 
 
 class _Tokens:

@@ -146,8 +146,11 @@ def _earlier(designed: Sequence[Designed], stream: Stream, config: Config) -> Ea
 def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> tuple[list[Wanted | Reserved], Placement]:
     """All requests of all experiments and their places; rank is the order of experiments, then item, arm and kind, then the reserve."""
     wanted: list[Wanted | Reserved] = []
+    late: int | None = None
     geometry = stream.geometry
     for one in designed:
+        if "reference" in one.experiment.needs and late is None:
+            late = len(wanted)  # these come after all others
         items = {(item.item, item.arm): item for item in one.items}
         requests = ranked(one.entry.name, list(one.experiment.requests(one.items, one.context)))
         wanted += [Wanted(one.entry.name, items[request.item, request.arm], request) for request in requests]
@@ -155,7 +158,8 @@ def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> t
             wanted += reserved_places(one.entry.name, one.controller, one.items, geometry, config.seeds.placement)
     budget = None
     if config.budget and config.budget.unit == "slots":
-        budget = SlotBudget(round(config.budget.fraction * geometry.num_slots), config.seeds.placement)
+        num_slots, held_back = (round(share * geometry.num_slots) for share in (config.budget.fraction, config.budget.held_back))
+        budget = SlotBudget(num_slots, config.seeds.placement, held_back, late)
     seed = config.seeds.placement
     requested = (copies_of(*one, geometry, seed) if isinstance(one, Wanted) else one.copies for one in wanted)
     return wanted, place(requested, geometry, budget, DocumentBoundaries(stream))

@@ -101,6 +101,18 @@ def test_a_slot_budget_confines_all_copies_to_exactly_the_drawn_slots():
     assert len(touched | again) <= 20
 
 
+def test_whole_slots_that_come_late_move_no_token_and_stay_inside_the_budget():
+    early = [copies("a", item, 8, 3) for item in range(10)] + [copies("gw", 1, 4, 0, exclusive=True)]
+    used = {slot for request in spots(early, budget=SlotBudget(30, seed=0, held_back=6)) for slot, _ in request}
+    late = [fixed("removal", [(slot, 0) for slot in range(GEOMETRY.num_slots) if slot not in used][:6], 0)]
+    budget = SlotBudget(30, seed=0, held_back=6, late=len(early))
+    placed = spots(early + late, budget=budget)
+    assert placed[: len(early)] == spots(early, budget=SlotBudget(30, seed=0, held_back=6))
+    assert len({slot for request in placed for slot, _ in request}) <= 30
+    with pytest.raises(UserError, match="held_back keeps 5 slots .* but they need 6"):
+        spots(early + late, budget=SlotBudget(30, seed=0, held_back=5, late=len(early)))
+
+
 @pytest.mark.parametrize(
     ("requests", "words"),
     [
