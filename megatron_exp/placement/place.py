@@ -99,8 +99,8 @@ def _allowed_slots(table: CopyTable, slots: np.ndarray, geometry: Geometry, budg
     if len(taken_late) > budget.held_back:
         raise UserError(
             f"budget.held_back keeps {budget.held_back} slots for whole slots of experiments that need a reference, but they need {len(taken_late)}. "
-            f"With unit slots the other experiments must leave them room before it is known: set budget.held_back to {len(taken_late) / geometry.num_slots:.2g} or more of "
-            "all slots and plan again from the beginning, or ask for fewer."
+            "With unit slots the other experiments must leave them room before it is known: set budget.held_back to "
+            f"{len(taken_late) / geometry.num_slots:.2g} or more of all slots and plan again from the beginning, or ask for fewer."
         )
     order = Permutation(geometry.num_slots, key(budget.seed, "budget")).forward(np.arange(budget.num_slots, dtype=np.uint64))
     allowed = order[~np.isin(order, taken)][:rest]
