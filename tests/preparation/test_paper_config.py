@@ -16,7 +16,7 @@ from megatron_exp.preparation.bpe import train_bpe
 from megatron_exp.preparation.plan import plan
 from megatron_exp.preparation.texts import texts_of
 
-PAPER = Path(__file__).parents[2] / "examples" / "paper.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS, BATCH = 100, 8
 SHRUNK = STEPS * BATCH / (REFERENCE.steps * REFERENCE.global_batch_size)
 COUNTED = {"knowledge_acquisition", "mathematical_reasoning", "benchmark_contamination", "memorization_patterns", "muse"}
@@ -38,8 +38,8 @@ def shrunk(entry):
     return entry.model_copy(update={"parameters": entry.parameters | extra})
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
+@pytest.fixture(scope="module", params=["paper.yaml", "paper-slots.yaml"])
+def manifest(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper")
     source = folder / "words.txt"
     source.write_text(" ".join(f"word{number % 300} and" for number in range(2_000)))
@@ -47,7 +47,7 @@ def manifest(tmp_path_factory):
     (folder / "corpus").mkdir()
     corpus = stand_in(folder / "corpus", folder / "tokenizer.json", num_tokens=20_000_000)
     config = load_config(
-        PAPER,
+        EXAMPLES / request.param,
         [
             f"corpus.path={corpus}",
             f"geometry.steps={STEPS}",
