@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_exp.errors import UserError
-from megatron_exp.files import durable_file, refuse_existing, require_file
+from megatron_exp.files import durable_file, refuse_existing
 from megatron_exp.inspection.findings import Finding, rows_where
 from megatron_exp.inspection.targets import Target
 from megatron_exp.manifest.payloads import payload_hash
+from megatron_exp.manifest.stored_table import read_stored
 from megatron_exp.stream.base import Stream
 
 SCHEMA = pa.schema([("insertion_id", pa.uint64()), ("base_hash", pa.binary(16))])
@@ -70,13 +71,13 @@ def compare_base_hashes(target: Target, path: Path) -> list[Finding]:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(require_file(path, "hashes of base tokens"))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}). It is damaged: write it again with --base-out.") from error
-    if table.schema.names != SCHEMA.names:
-        raise UserError(f"{path} has columns {table.schema.names}, expected {SCHEMA.names}. Give a file that --base-out wrote.")
-    return table
+    return read_stored(
+        path,
+        SCHEMA,
+        "hashes of base tokens",
+        if_damaged="It is damaged: write it again with --base-out",
+        if_other="Give a file that --base-out wrote",
+    )
 
 
 def _places(stream: Stream, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
@@ -16,6 +15,7 @@ from megatron_exp.files import require_file
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import OverlayIndex, open_index
 from megatron_exp.manifest.payloads import open_payloads
+from megatron_exp.manifest.stored_table import read_stored
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.shards.indexed import IndexedReader
 from megatron_exp.stream.base import Stream
@@ -146,13 +146,10 @@ class Manifest:
         return open_payloads(self.path)
 
     def _table(self, name: str, expected: pa.Schema) -> pa.Table:
-        path = require_file(self.path / f"{name}.parquet", "a table of the manifest")
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}). The manifest is damaged: plan it again.") from error
-        if table.schema.names != expected.names:
-            raise UserError(
-                f"{path} has columns {table.schema.names}, expected {expected.names}. It was written by another version: plan it again."
-            )
-        return table
+        return read_stored(
+            self.path / f"{name}.parquet",
+            expected,
+            "a table of the manifest",
+            if_damaged="The manifest is damaged: plan it again",
+            if_other="It was written by another version: plan it again",
+        )

@@ -17,8 +17,9 @@ import xxhash
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
-from megatron_exp.files import require_file, write_file
+from megatron_exp.files import write_file
 from megatron_exp.manifest.schema import DICT
+from megatron_exp.manifest.stored_table import read_stored
 
 ANSWERS_NAME = "reference.parquet"
 SCHEMA = pa.schema(
@@ -97,13 +98,13 @@ def read_answers(path: Path) -> tuple[dict[bytes, tuple[str, Answer]], dict[str,
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(require_file(path, "recorded answers of a reference model"))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}). It is damaged: remove it and plan again with the reference itself.") from error
-    if table.schema.names != SCHEMA.names:
-        raise UserError(f"{path} has columns {table.schema.names}, expected {SCHEMA.names}. It holds no answers of a reference model.")
-    return table
+    return read_stored(
+        path,
+        SCHEMA,
+        "recorded answers of a reference model",
+        if_damaged="It is damaged: remove it and plan again with the reference itself",
+        if_other="It holds no answers of a reference model",
+    )
 
 
 def _table(answers: Mapping[bytes, tuple[str, Answer]]) -> pa.Table:

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
-from megatron_exp.files import require_file, write_file
+from megatron_exp.files import write_file
 from megatron_exp.manifest.payloads import payload_hash
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import DICT
+from megatron_exp.manifest.stored_table import read_stored
 from megatron_exp.search.patterns import Patterns
 from megatron_exp.search.places import count_in_shard
 from megatron_exp.shards.corpus import Corpus
@@ -58,13 +59,11 @@ class BaseRates:
     @classmethod
     def read(cls, path: Path, corpus: Corpus) -> "BaseRates":
         """UserError where the file is none of ours or was counted in another corpus."""
-        try:
-            table = pq.read_table(require_file(path, "base rates"))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}). It is damaged: search again with --payloads.") from error
+        other = "It holds no base rates: give the file that `search CORPUS --payloads MANIFEST --out FILE` wrote"
+        table = read_stored(path, SCHEMA, "base rates", if_damaged="It is damaged: search again with --payloads", if_other=other)
         told = table.schema.metadata or {}
-        if table.schema.names != SCHEMA.names or b"corpus" not in told:
-            raise UserError(f"{path} holds no base rates. Give the file that `search CORPUS --payloads MANIFEST --out FILE` wrote.")
+        if b"corpus" not in told:
+            raise UserError(f"{path} says of no corpus that it was counted in. {other}.")
         if told[b"corpus"].decode() != corpus.fingerprint:
             raise UserError(
                 f"{path} was counted in a corpus with fingerprint {told[b'corpus'].decode()[:12]}, but {corpus.path} has "
