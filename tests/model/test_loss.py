@@ -12,8 +12,10 @@ def layout():
         yield layout
 
 
-def test_losses_and_gradients_are_those_of_torch_across_chunks(monkeypatch):
-    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS_CPU", 3 * 50)
+@pytest.mark.parametrize("in_one_pass", [False, True], ids=["in place", "as compiled on a GPU"])
+def test_losses_and_gradients_are_those_of_torch_across_chunks(monkeypatch, in_one_pass):
+    monkeypatch.setattr(loss, "compiles", lambda logits: in_one_pass)
+    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS_COMPILED" if in_one_pass else "_CHUNK_ELEMENTS_CPU", 3 * 50)
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, 4, 50, generator=generator)).requires_grad_()
     labels = torch.randint(0, 50, (5, 4), generator=generator)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_exp.checkpoint.saving import save_checkpoint
 from megatron_exp.checkpoint.state import load_checkpoint
@@ -12,6 +13,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import is_sound
 from megatron_exp.inspection.verify import verify
 from megatron_exp.model.build import build_model
+from megatron_exp.model.loss import token_losses
 from megatron_exp.model.optimizer import build_optimizer
 from megatron_exp.model.precision import RECIPES
 from megatron_exp.model.random import grid_normals, grid_truncated_normals, grid_words
@@ -43,6 +45,19 @@ def trained(layout, precision, recipe="tensorwise", steps=range(8)):
     model = build_model(tiny_shape(**WIDE), layout, precision, 0, recipe)
     optimizer = build_optimizer(model, OptimizerConfig())
     return model, optimizer, train(model, optimizer, [0 for _ in steps])
+
+
+def test_compiled_losses_and_gradients_are_those_of_the_cpu(layout):
+    logits = (4 * grid_normals(7, torch.arange(300), 501)).bfloat16()
+    labels = torch.arange(300) % 501
+    found = []
+    for device in ("cpu", "cuda"):
+        wanted = logits.to(device).requires_grad_()
+        losses, normalizers = token_losses(wanted, labels.to(device), dist.group.WORLD)
+        (losses + 0.1 * normalizers**2).sum().backward()
+        found.append((losses.detach().cpu(), wanted.grad.float().cpu()))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
