@@ -16,6 +16,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, data_parallel_group
 from megatron_exp.model.presets import Z_LOSS_WEIGHT
+from megatron_exp.parallel.device import sent
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.parallel.slices import batch_positions
 
@@ -108,7 +109,7 @@ def split_batch(layout: Layout, tokens: torch.Tensor, loss_mask: torch.Tensor) -
 
     Labels are made from whole slots, before the sequence is divided over context-parallel ranks.
     """
-    tokens, loss_mask = tokens.to(layout.device), loss_mask.to(layout.device)
+    tokens, loss_mask = sent(tokens, layout.device), sent(loss_mask, layout.device)
     positions = batch_positions(layout, loss_mask.shape[1])
     return tokens[:, :-1][:, positions], tokens[:, 1:][:, positions], loss_mask[:, positions]
 

@@ -60,6 +60,13 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. Through pinned memory, so that the caller need not wait until the device has done all it was told before."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def compute_capability() -> tuple[int, int]:
     """(major, minor) of this process's GPU; (0, 0) on CPU."""
     return torch.cuda.get_device_capability() if has_cuda() else (0, 0)
