@@ -87,7 +87,7 @@ def chain(config: Config, cluster: Cluster, folders: Folders) -> list[Stage]:
     Raises:
         UserError: where there is neither a corpus nor text to make one from, or an experiment cannot be set up.
     """
-    wants_reference = any("reference" in load_experiment(entry).needs for entry in config.experiments if entry.enabled)
+    wants_reference = any("reference" in load_experiment(entry).needed for entry in config.experiments if entry.enabled)
     manifest = folders.extended if wants_reference else folders.manifest
     stages = [*_corpus(cluster, folders), _plan(cluster, folders), _training("twin", cluster, folders, folders.manifest)]
     if wants_reference:

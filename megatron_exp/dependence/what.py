@@ -41,7 +41,7 @@ def tested(manifest: Manifest, only: Collection[str] = ()) -> Tested:
             continue
         experiment = load_experiment(entry)
         outcome = experiment.dependence
-        if "reference" in experiment.needs:
+        if "reference" in experiment.needed:
             not_inserted[entry.name] = (
                 outcome.untestable or "what it does follows from a reference model over the whole run, not from short runs"
             )

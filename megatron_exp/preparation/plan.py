@@ -149,7 +149,7 @@ def place_all(designed: Sequence[Designed], stream: Stream, config: Config) -> t
     late: int | None = None
     geometry = stream.geometry
     for one in designed:
-        if "reference" in one.experiment.needs and late is None:
+        if "reference" in one.experiment.needed and late is None:
             late = len(wanted)  # these come after all others
         items = {(item.item, item.arm): item for item in one.items}
         requests = ranked(one.entry.name, list(one.experiment.requests(one.items, one.context)))

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_exp.cli.main import app
-from megatron_exp.cluster import stages as staging
 from megatron_exp.cluster.profile import STAGES, Cluster, Container, Dependence, PreprocessInputs, Resources
 from megatron_exp.cluster.render import check_root, render
 from megatron_exp.cluster.stages import Folders, chain
 from megatron_exp.config.load import validate
+from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 
 CONFIG = validate(
@@ -47,14 +47,16 @@ def directives(script: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in lines[:first] if line.startswith("#SBATCH")]
 
 
-def test_the_chain_has_the_stages_of_the_design_in_order(tmp_path, monkeypatch):
-    class Needing:
-        needs = frozenset({"reference"})
+def config_with(experiment: dict[str, object]) -> Config:
+    return validate({**CONFIG.model_dump(mode="json"), "experiments": [{"name": "x", **experiment}]}, "test")
 
-    monkeypatch.setattr(staging, "load_experiment", lambda entry: Needing)
-    config = CONFIG.model_copy(update={"experiments": ({"name": "x"},)})
-    config = validate({**CONFIG.model_dump(mode="json"), "experiments": [{"name": "x", "type": "placebo"}]}, "test")
-    made = scripts(tmp_path, with_text(tmp_path, cpdt=Dependence()), config)
+
+NEEDING = {"verbatim": {"type": "verbatim_completion"}, "canaries": {"type": "memorization_patterns", "suffix_types": ["plain", "model-based"]}}
+
+
+@pytest.mark.parametrize("experiment", NEEDING.values(), ids=list(NEEDING))
+def test_the_chain_has_the_stages_of_the_design_in_order(tmp_path, experiment):
+    made = scripts(tmp_path, with_text(tmp_path, cpdt=Dependence()), config_with(experiment))
     assert tuple(made) == STAGES
     for script in made.values():
         assert_bash_reads(script)
@@ -62,9 +64,12 @@ def test_the_chain_has_the_stages_of_the_design_in_order(tmp_path, monkeypatch):
     assert "/manifest --out" in made["twin"]
 
 
-def test_every_stage_is_a_command_that_the_program_understands(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "load_experiment", lambda entry: type("Needing", (), {"needs": frozenset({"reference"})}))
-    config = validate({**CONFIG.model_dump(mode="json"), "experiments": [{"name": "x", "type": "placebo"}]}, "test")
+def test_without_an_experiment_that_needs_a_reference_there_is_one_plan(tmp_path):
+    assert "plan-reference" not in scripts(tmp_path, with_text(tmp_path), config_with({"type": "memorization_patterns"}))
+
+
+def test_every_stage_is_a_command_that_the_program_understands(tmp_path):
+    config = config_with(NEEDING["canaries"])
     cluster = with_text(tmp_path, cpdt=Dependence(state=5, tasks=2), scratch="/local", hang_seconds=60)
     commands = typer.main.get_command(app).commands
     for stage in chain(config, cluster, Folders(tmp_path / "out", tmp_path / "corpus")):
