@@ -34,6 +34,10 @@ _PREAMBLES = (
 )
 
 
+_MARKS = 4
+"""Tokens of a document that are no character of it: EOS on both sides, and room for what a tokenizer puts in front."""
+
+
 @dataclass(frozen=True, eq=False)
 class Documents:
     """The problems of one experiment. max_edges: of a problem's world. most_tokens: of a document, EOS included."""
@@ -68,8 +72,10 @@ class Documents:
     def tokens(self, number: int, written: Written) -> np.ndarray:
         """int32: the training document with EOS on both sides."""
         eos = [self.context.tokenizer.eos_id]
-        text = f"{self._head(number, written)} {written.solution}\nAnswer: {written.answer}"
-        return np.concatenate([eos, self.context.tokenizer.encode(text), eos]).astype(np.int32)
+        return np.concatenate([eos, self.context.tokenizer.encode(self._text(number, written)), eos]).astype(np.int32)
+
+    def _text(self, number: int, written: Written) -> str:
+        return f"{self._head(number, written)} {written.solution}\nAnswer: {written.answer}"
 
     def pair(self, number: int, written: Written, wrong: int) -> tuple[np.ndarray, np.ndarray, int]:
         """int32 tokens up to the solution's last value, right and wrong, after an EOS; and where they part."""
@@ -90,7 +96,9 @@ class Documents:
         return written.trace_bin in TRAINING_BINS and self._fits(number, written)
 
     def _fits(self, number: int, written: Written) -> bool:
-        return len(self.tokens(number, written)) <= self.most_tokens
+        # No tokenizer makes more tokens of ASCII than characters, and a word's mark; so most documents need not be encoded to know.
+        text = self._text(number, written)
+        return (text.isascii() and len(text) + _MARKS <= self.most_tokens) or len(self.tokens(number, written)) <= self.most_tokens
 
     def _accepted(
         self, purpose: str, num: int, operations: Callable[[Draws], int], is_wanted: Callable[[int, Written], bool], base: int = 0

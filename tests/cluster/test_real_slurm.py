@@ -22,11 +22,13 @@ from megatron_exp.shards.corpus import Corpus
 from megatron_exp.submission import Submission
 from tests.cluster.daemons import Slurm
 from tests.cluster.test_render import scripts, with_text
-from tests.cluster.tiny import CANARIES, CHOSEN_BY_THE_TWIN, ROOT, write_inputs
+from tests.cluster.tiny import CANARIES, CHOSEN_BY_THE_TWIN, ROOT, WATERMARKS, write_inputs
 from tests.training.compare import step_hashes
 from tests.training.processes import metrics
 
 STEPS, EVERY = 40, 10
+PLANNED = (CANARIES, WATERMARKS, CHOSEN_BY_THE_TWIN)
+"""Two that the dependence test can insert, and one that waits for the twin."""
 PATIENCE_SECONDS = 300
 """Starting Python with torch on two nodes that share two busy cores may take a minute."""
 
@@ -53,9 +55,7 @@ def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one whole submission, every stage that there is done: each on its node or nodes, run and twin on two."""
     folder = tmp_path_factory.mktemp("chain")
     dependence = {"seeds": 2, "steps": 3, "tasks": 2, "gate": False}  # so short a test decides nothing: only its files are of interest
-    config, cluster = write_inputs(
-        folder, steps=STEPS, checkpoint_every=EVERY, experiments=(CANARIES, CHOSEN_BY_THE_TWIN), cpdt=dependence
-    )
+    config, cluster = write_inputs(folder, steps=STEPS, checkpoint_every=EVERY, experiments=PLANNED, cpdt=dependence)
     command = [sys.executable, "-m", "megatron_exp", "submit", str(config), "--cluster", str(cluster), "--out", str(folder / "out")]
     done = subprocess.run(command, env=slurm.environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -79,8 +79,7 @@ def test_one_submit_brings_text_to_a_report_on_two_nodes(finished: Path) -> None
         assert record.baseline == baseline and record.record["state"] == "finished"
         assert record.record["layout"]["processes"] == 2
     assert list(finished.glob("run/evals/*/results.json"))
-    planned = RunRecord.open(finished / "run").open_manifest().experiments
-    assert planned == [CANARIES["name"], CHOSEN_BY_THE_TWIN["name"]]
+    assert RunRecord.open(finished / "run").open_manifest().experiments == [entry["name"] for entry in PLANNED]
     assert orjson.loads((finished / "cpdt/matrix.json").read_bytes())["complete"]
 
 

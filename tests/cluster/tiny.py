@@ -13,7 +13,7 @@ from tests.training.toy import EXPERIMENTS, make_config, write_texts
 
 ROOT = Path(__file__).parents[2]
 MINUTES = "0:20:00"
-CANARIES = EXPERIMENTS[0]
+CANARIES, _, WATERMARKS = EXPERIMENTS
 CHOSEN_BY_THE_TWIN = CANARIES | {"name": "chosen-canaries", "suffix_types": ["model-based"]}
 
 
