@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,10 +33,6 @@ _PREAMBLES = (
     "Work with integers, keeping the remainder of a division by 23.",
     "Numbers here are whole, from 0 to 22, and wrap around at 23.",
 )
-
-
-_MARKS = 4
-"""Tokens of a document that are no character of it: EOS on both sides, and room for what a tokenizer puts in front."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +68,12 @@ class Documents:
 
     def tokens(self, number: int, written: Written) -> np.ndarray:
         """int32: the training document with EOS on both sides."""
-        eos = [self.context.tokenizer.eos_id]
-        return np.concatenate([eos, self.context.tokenizer.encode(self._text(number, written)), eos]).astype(np.int32)
-
-    def _text(self, number: int, written: Written) -> str:
-        return f"{self._head(number, written)} {written.solution}\nAnswer: {written.answer}"
+        text = f"{self._head(number, written)} {written.solution}\nAnswer: {written.answer}"
+        if text not in self._newest:  # what was found to fit is asked for next
+            eos = [self.context.tokenizer.eos_id]
+            self._newest.clear()
+            self._newest[text] = np.concatenate([eos, self.context.tokenizer.encode(text), eos]).astype(np.int32)
+        return self._newest[text]
 
     def pair(self, number: int, written: Written, wrong: int) -> tuple[np.ndarray, np.ndarray, int]:
         """int32 tokens up to the solution's last value, right and wrong, after an EOS; and where they part."""
@@ -88,6 +86,11 @@ class Documents:
         start = int(np.append(right[:shortest] != other[:shortest], True).argmax())
         return right, other, min(start, shortest - 1)
 
+    @cached_property
+    def _newest(self) -> dict[str, np.ndarray]:
+        """The text that was encoded last, and its tokens."""
+        return {}
+
     def _head(self, number: int, written: Written) -> str:
         preamble = _PREAMBLES[self.context.words("preamble").integers(1, len(_PREAMBLES), number)[0]]
         return f"{preamble}\nProblem: {written.problem}\nSolution:"
@@ -96,9 +99,7 @@ class Documents:
         return written.trace_bin in TRAINING_BINS and self._fits(number, written)
 
     def _fits(self, number: int, written: Written) -> bool:
-        # No tokenizer makes more tokens of ASCII than characters, and a word's mark; so most documents need not be encoded to know.
-        text = self._text(number, written)
-        return (text.isascii() and len(text) + _MARKS <= self.most_tokens) or len(self.tokens(number, written)) <= self.most_tokens
+        return len(self.tokens(number, written)) <= self.most_tokens
 
     def _accepted(
         self, purpose: str, num: int, operations: Callable[[Draws], int], is_wanted: Callable[[int, Written], bool], base: int = 0
