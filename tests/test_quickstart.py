@@ -24,7 +24,7 @@ def test_a_module_with_two_names_is_in_the_corpus_once(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_one_command_goes_from_text_to_a_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "megatron_exp", "quickstart", "--out", str(out), "--minutes", "1"]
+    command = [sys.executable, "-m", "megatron_exp", "quickstart", "--out", str(out), "--minutes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert {RunRecord.open(out / name).record["state"] for name in ("run", "twin")} == {"finished"}
