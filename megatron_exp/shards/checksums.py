@@ -96,8 +96,9 @@ class SummedWriter:
 
     def _pass_on(self) -> None:
         if self._waiting:
-            self._sums.update(bytes(self._waiting))
-            self._writer.write(bytes(self._waiting))
+            gathered = bytes(self._waiting)
+            self._sums.update(gathered)
+            self._writer.write(gathered)
             self._waiting.clear()
 
     def tell(self) -> int:

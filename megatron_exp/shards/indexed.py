@@ -87,11 +87,14 @@ class IndexedWriter:
     def add(self, tokens: np.ndarray) -> None:
         """Append one document (integer ids, one dimension)."""
         ids = np.asarray(tokens)
-        limits = np.iinfo(self.dtype)
-        if ids.dtype != self.dtype and ids.size and not (limits.min <= ids.min() and ids.max() <= limits.max):
-            raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
+        if ids.dtype != self.dtype and ids.size:
+            limits = np.iinfo(self.dtype)
+            if not (limits.min <= ids.min() and ids.max() <= limits.max):
+                raise ValueError(f"token ids from {ids.min()} to {ids.max()} do not fit {self.dtype}")
+        if len(ids) > _MAX_LENGTH:
+            raise _too_long(len(ids))
         self.add_stored(np.ascontiguousarray(ids, dtype=self.dtype).data)
-        self.add_lengths(np.array([len(ids)]))
+        self._lengths.append(len(ids))
 
     def add_stored(self, data: bytes | memoryview) -> None:
         """Append tokens that are already stored as this dtype; their documents are declared with `add_lengths`."""
@@ -100,7 +103,7 @@ class IndexedWriter:
     def add_lengths(self, lengths: np.ndarray) -> None:
         """Declare the next documents by their numbers of tokens."""
         if len(lengths) and int(np.max(lengths)) > _MAX_LENGTH:
-            raise ValueError(f"a document of {int(np.max(lengths))} tokens does not fit the format, whose lengths are int32")
+            raise _too_long(int(np.max(lengths)))
         self._lengths.frombytes(np.asarray(lengths, dtype=np.int32).tobytes())
 
     def close(self) -> None:
@@ -123,6 +126,10 @@ class IndexedWriter:
             self.close()
         else:
             self.abandon()
+
+
+def _too_long(length: int) -> ValueError:
+    return ValueError(f"a document of {length} tokens does not fit the format, whose lengths are int32")
 
 
 class IndexedReader:
