@@ -32,7 +32,7 @@ Parameters: design; files, {benchmark: path} with benchmarks arc_challenge, arc_
 Example (uniform/x12): "Question: Which instrument does Kelmar Doriston of Velnimwick play at the winter fair?\nAnswer: the copper flute"
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -70,6 +70,7 @@ class BenchmarkContamination(PaperDesign, Experiment):
     question: ClassVar[str] = "How much do copies of benchmark questions raise the score on them, and does it last?"
     citation: ClassVar[str] = "arXiv 2509.23383, experiment BC"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
+    paper_effects: ClassVar[Mapping[str, float]] = {"accuracy": 0.188}  # its Figure 3a, 144 copies
 
     files: dict[Benchmark, Path] = Field(default={}, exclude=True)  # their content is in the items; where they lie is no part of the plan
     licences: dict[Benchmark, Annotated[str, Field(min_length=1)]] = {}

@@ -30,7 +30,7 @@ Example (train/op-2): "All numbers are integers modulo 23.\nProblem: The number 
     Swift Ketch as p; so p = 5. Define Foggy Bay's Swift Ketch as B; so B = 4 * p = 4 * 5 = 20.\nAnswer: 20"
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -76,6 +76,7 @@ class MathematicalReasoning(Experiment):
     question: ClassVar[str] = "Does training on worked word problems teach a model to solve new ones, and longer ones?"
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MR"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
+    paper_effects: ClassVar[Mapping[str, float]] = {"accuracy-gain": 0.368}  # its Table 5, mean of 1 to 10 operations
 
     design: Literal["identified", "paper"] = "identified"
     problems: Positive = 500_000

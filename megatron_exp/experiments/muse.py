@@ -72,6 +72,7 @@ class Muse(PaperDesign, Experiment):
     question: ClassVar[str] = "How strongly are articles memorised, by copies, whole or in pieces?"
     citation: ClassVar[str] = "arXiv 2509.23383, experiment MUSE"
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
+    paper_effects: ClassVar[Mapping[str, float]] = {"auc": 0.46}  # 0.96 at the most copies, of the authors' evaluation
 
     PAPER: ClassVar[Mapping[str, Any]] = {"num_per_condition": None, "num_never": None, "max_tokens": 1_484}
 
