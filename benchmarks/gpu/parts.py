@@ -190,12 +190,17 @@ def timed(model: LanguageModel, optimizer: Optimizer, rows: int) -> float:
     return sorted(seconds[2:])[TIMED_STEPS // 2]
 
 
+def calculated_bytes(shape: ModelShape, precision: Literal["bf16", "fp8"], rows: int) -> float:
+    """What training with so many rows in a micro-batch is calculated to take on this GPU alone."""
+    return training_memory(shape, TrainingLayout(precision=precision, micro_batch_size=rows)).total
+
+
 def largest_that_fits(shape: ModelShape, layout: Layout, precision: Literal["bf16", "fp8"], recipe: str) -> tuple[LanguageModel, Optimizer, int, float]:
     """Model, optimizer, rows of a micro-batch, seconds of a step: as many rows as are calculated to fit, or fewer where they do not."""
     on_gpu = layout.device.type == "cuda"
     room = 0.92 * torch.cuda.get_device_properties(layout.device).total_memory if on_gpu else float("inf")
     for rows in (16, 8, 4, 2, 1):
-        if rows > 1 and training_memory(shape, TrainingLayout(precision=precision, micro_batch_size=rows)).total > room:
+        if rows > 1 and calculated_bytes(shape, precision, rows) > room:
             continue
         try:
             model, optimizer = make(shape, layout, precision, recipe)
@@ -219,7 +224,7 @@ def throughput(layout: Layout, name: str, precision: Literal["bf16", "fp8"], rec
         "tokens_per_second": tokens,
         "mfu": tokens * shape.flops_per_token / peak if peak else None,
         "memory_gib": devices.peak_memory_bytes(layout.device) / 2**30,
-        "calculated_memory_gib": training_memory(shape, TrainingLayout(precision=precision, micro_batch_size=rows)).total / 2**30,
+        "calculated_memory_gib": calculated_bytes(shape, precision, rows) / 2**30,
         "kernels": kernels(model, optimizer, rows),
     }
 

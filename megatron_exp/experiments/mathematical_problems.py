@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -69,11 +69,8 @@ class Documents:
     def tokens(self, number: int, written: Written) -> np.ndarray:
         """int32: the training document with EOS on both sides."""
         text = f"{self._head(number, written)} {written.solution}\nAnswer: {written.answer}"
-        if text not in self._newest:  # what was found to fit is asked for next
-            eos = [self.context.tokenizer.eos_id]
-            self._newest.clear()
-            self._newest[text] = np.concatenate([eos, self.context.tokenizer.encode(text), eos]).astype(np.int32)
-        return self._newest[text]
+        eos = [self.context.tokenizer.eos_id]
+        return np.concatenate([eos, self._encode(text), eos]).astype(np.int32)
 
     def pair(self, number: int, written: Written, wrong: int) -> tuple[np.ndarray, np.ndarray, int]:
         """int32 tokens up to the solution's last value, right and wrong, after an EOS; and where they part."""
@@ -87,9 +84,9 @@ class Documents:
         return right, other, min(start, shortest - 1)
 
     @cached_property
-    def _newest(self) -> dict[str, np.ndarray]:
-        """The text that was encoded last, and its tokens."""
-        return {}
+    def _encode(self) -> Callable[[str], np.ndarray]:
+        """The tokenizer's, which keeps the last text: what was found to fit is asked for next."""
+        return lru_cache(1)(self.context.tokenizer.encode)
 
     def _head(self, number: int, written: Written) -> str:
         preamble = _PREAMBLES[self.context.words("preamble").integers(1, len(_PREAMBLES), number)[0]]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from megatron_exp.errors import UserError
+from megatron_exp.shards.indexed import plain_map
 
 SLOTS_NAME, ENTRIES_NAME = "overlay-slots.npy", "overlay-entries.npy"
 SLOT_DTYPE = np.dtype([("slot", "<u8"), ("start", "<u4")])
@@ -84,5 +85,5 @@ def open_index(directory: Path) -> OverlayIndex:
             )
         if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
             raise UserError(f"{path} has more bytes than its {len(array)} entries take. It was changed after it was written: plan the manifest again.")
-        arrays.append(array.view(np.ndarray))  # the same map; the subclass makes every access of an element several times dearer
+        arrays.append(plain_map(array))
     return OverlayIndex(*arrays)

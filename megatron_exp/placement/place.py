@@ -89,7 +89,8 @@ def place(
 def _allowed_slots(table: CopyTable, slots: np.ndarray, geometry: Geometry, budget: SlotBudget) -> np.ndarray:
     """Sorted slots that token copies may use: the drawn ones that are not already whole-slot rewrites."""
     num_early = len(slots) if budget.late is None else int(table.bounds[budget.late])
-    taken, taken_late = slots[:num_early][table.whole[:num_early]], slots[num_early:][table.whole[num_early:]]
+    rows = np.flatnonzero(table.whole)
+    taken, taken_late = slots[rows[rows < num_early]], slots[rows[rows >= num_early]]
     rest = budget.num_slots - budget.held_back - len(taken)
     if rest < 0:
         raise UserError(

@@ -145,7 +145,7 @@ class _Job:
         files = find_inputs(inputs)
         encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
         if options.backend != "auto":
-            assert encoders.bulk  # what is asked for by name is refused before any work where it cannot serve
+            logger.info("encoding with %s", encoders.bulk.name)  # loaded now: what cannot serve is refused before any work
         units = make_units(files, encoders.tokenizer.fingerprint, options.special_in_text)
         return cls(encoders=encoders, output=output, units=units, options=options, progress=progress)
 

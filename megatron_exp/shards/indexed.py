@@ -179,7 +179,7 @@ class IndexedReader:
     def _map(self, dtype: str, offset: int, count: int) -> np.ndarray:
         if not count:
             return np.empty(0, dtype=dtype)
-        return _plain(np.memmap(self.idx_path, dtype=dtype, mode="r", offset=offset, shape=(count,)))
+        return plain_map(np.memmap(self.idx_path, dtype=dtype, mode="r", offset=offset, shape=(count,)))
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -225,9 +225,9 @@ def open_tokens(path: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
         raise UserError(
             f"{path} has {actual} bytes where {expected} are recorded. It is cut short or was replaced: restore it, or make the corpus again."
         )
-    return _plain(np.memmap(path, dtype=dtype, mode="r")) if num_tokens else np.empty(0, dtype=dtype)
+    return plain_map(np.memmap(path, dtype=dtype, mode="r")) if num_tokens else np.empty(0, dtype=dtype)
 
 
-def _plain(mapped: np.memmap) -> np.ndarray:
+def plain_map(mapped: np.ndarray) -> np.ndarray:
     """The same map without its subclass, which makes every slice and every element of it several times dearer."""
     return mapped.view(np.ndarray)

@@ -19,6 +19,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
 from megatron_exp.shards.checksums import root_of, sums_of_file
 from megatron_exp.shards.corpus import Corpus
+from megatron_exp.shards.indexed import plain_map
 from megatron_exp.stream.base import Instance, Stream
 from megatron_exp.stream.layout import Source, lay_out
 from megatron_exp.stream.repetition import is_repetitive
@@ -191,4 +192,4 @@ def _open_order(order_file: OrderFile, num_instances: int) -> np.ndarray:
         raise UserError(
             f"{path} is not the order that was planned: its checksum differs. It is damaged: restore it, or plan the manifest again."
         )
-    return np.memmap(path, dtype=_DTYPE, mode="r")
+    return plain_map(np.memmap(path, dtype=_DTYPE, mode="r"))
