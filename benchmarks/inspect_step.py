@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measuring import interleaved, ratios, seconds, show, spread
+from measuring import as_installed, interleaved, ratios, seconds, show, spread
 
 from megatron_exp.config.load import validate
 from megatron_exp.preparation.bpe import train_bpe
@@ -84,7 +84,7 @@ def make_manifest(directory: Path, options: argparse.Namespace) -> Path:
 
 def run(*command: str) -> None:
     """A process, its output taken and dropped."""
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=as_installed())
 
 
 def main() -> None:

@@ -21,6 +21,11 @@ def interleaved(first: Callable[[], object], second: Callable[[], object], pairs
     return [a for a, _ in measured], [b for _, b in measured]
 
 
+def as_installed() -> dict[str, str]:
+    """The environment of a command that is timed from its start: an installed package has bytecode, so a checkout must be allowed to keep its own."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def spread(values: list[float], digits: int = 4) -> dict[str, float]:
     """Median with its range."""
     return {"median": round(statistics.median(values), digits), "low": round(min(values), digits), "high": round(max(values), digits)}

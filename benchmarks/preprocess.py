@@ -4,8 +4,8 @@ Usage: python benchmarks/preprocess.py [--megabytes N] [--tokenizer PATH] [--meg
 
 Goals: 30 times preprocess_data.py with 2 workers, 4 times the gigatoken script, at most 1.5 GiB per worker. The text is Python's standard library, repeated;
 no two documents are alike. With `--megatron`, a checkout of Megatron-LM, its own scripts run; its wheel does not hold them, so otherwise equivalents of
-them do: a pool of 2 processes with one tokenizer call per document, and gigatoken on all strings of a file at once, both written by
-megatron's IndexedDatasetBuilder.
+them do: a pool of 2 processes with one call of megatron-core's tokenizer per document, and gigatoken on all strings of a file at once, both
+written by megatron-core's IndexedDatasetBuilder.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import orjson
 import psutil
-from measuring import ratios, show, spread
+from measuring import as_installed, ratios, show, spread
 
 _WORKERS = 2
 _GOALS = {"preprocess_data": 30, "gigatoken_script": 4}
@@ -62,7 +62,7 @@ def make_tokenizer(directory: Path, text: Path) -> Path:
 
 
 def _ids_of_line(line: bytes) -> list[int]:
-    ids = _state["tokenizer"].encode(orjson.loads(line)["text"], add_special_tokens=False).ids
+    ids = _state["tokenizer"].tokenize(orjson.loads(line)["text"])
     return [*ids, _state["eos"]]
 
 
@@ -70,24 +70,43 @@ _state: dict[str, Any] = {}
 
 
 def _load(tokenizer: str) -> None:
-    import tokenizers
-
     from megatron_exp.shards.tokenizer import Tokenizer
 
-    _state["tokenizer"] = tokenizers.Tokenizer.from_file(tokenizer)
-    _state["tokenizer"].encode_special_tokens = True  # as ours: strings of special tokens in a text stay text
     loaded = Tokenizer.load(Path(tokenizer))
     _state["eos"], _state["size"] = loaded.eos_id, loaded.vocabulary_size
 
 
+def _load_megatron(tokenizer: str) -> None:
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    _load(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        model = transformers_folder(Path(folder), tokenizer)
+        library = {"library": "huggingface"}
+        _state["tokenizer"] = MegatronTokenizer.from_pretrained(str(model), library, include_special_tokens=False)
+
+
+def transformers_folder(folder: Path, tokenizer: str) -> Path:
+    """A tokenizer file as a directory of transformers, which is what Megatron's tokenizer loads."""
+    from megatron_exp.shards.tokenizer import Tokenizer
+
+    model = folder / "transformers-tokenizer"
+    model.mkdir()
+    shutil.copy(tokenizer, model / "tokenizer.json")
+    loaded = Tokenizer.load(Path(tokenizer))
+    eos = next(string for string, number in loaded.special_strings.items() if number == loaded.eos_id)
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}))
+    return model
+
+
 def peer_preprocess_data(inputs: list[str], tokenizer: str, prefix: str) -> None:
-    """What tools/preprocess_data.py --append-eod does: a pool encodes line by line, the parent writes document by document."""
+    """What tools/preprocess_data.py --append-eod does: a pool encodes line by line with megatron-core's tokenizer, the parent writes document by document."""
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     _load(tokenizer)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(_state["size"]))
-    with multiprocessing.get_context("fork").Pool(_WORKERS, initializer=_load, initargs=(tokenizer,)) as pool:
+    with multiprocessing.get_context("fork").Pool(_WORKERS, initializer=_load_megatron, initargs=(tokenizer,)) as pool:
         for path in inputs:
             with open(path, "rb") as file:
                 for ids in pool.imap(_ids_of_line, file, 32):
@@ -121,14 +140,9 @@ PEERS: dict[str, Callable[[list[str], str, str], None]] = {
 
 def real_commands(megatron: Path, name: str, inputs: list[str], tokenizer: str, prefix: str) -> Iterator[list[str]]:
     """The calls of Megatron's own script, one for each input file (it takes one). Its tokenizer is a directory of transformers, made here."""
-    from megatron_exp.shards.tokenizer import Tokenizer
-
-    model = Path(f"{prefix}-tokenizer")
-    model.mkdir()
-    shutil.copy(tokenizer, model / "tokenizer.json")
-    loaded = Tokenizer.load(Path(tokenizer))
-    eos = next(string for string, number in loaded.special_strings.items() if number == loaded.eos_id)
-    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}))
+    folder = Path(f"{prefix}-tokenizer")
+    folder.mkdir()
+    model = transformers_folder(folder, tokenizer)
     script, own = {
         "preprocess_data": ("preprocess_data.py", ["--workers", str(_WORKERS)]),
         "gigatoken_script": ("preprocess_data_fast.py", ["--use-gigatoken"]),
@@ -142,7 +156,7 @@ def run(command: list[str]) -> tuple[float, float]:
     """(seconds, largest resident memory of any one of its processes in MiB)."""
     with tempfile.TemporaryFile() as messages:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages, env=as_installed())
         watched, peak = psutil.Process(process.pid), 0
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):

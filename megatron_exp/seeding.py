@@ -90,6 +90,10 @@ class Words:
             raise ValueError(f"integers needs high >= 1, got {high}")
         return multiply_high(self.words(num, stream), high).astype(np.int64)
 
+    def one_each(self, high: int, streams: np.ndarray) -> np.ndarray:
+        """int64 [n] on [0, high): what `integers(1, high, stream)` gives for each of n streams, at once."""
+        return multiply_high(words64(self.key, np.zeros(1, dtype=np.uint64), streams), high).astype(np.int64)
+
     def uniforms(self, num: int, stream: int = 0) -> np.ndarray:
         """float64 [num] on the open interval (0, 1), 53 bits."""
         return ((self.words(num, stream) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

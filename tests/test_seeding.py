@@ -48,3 +48,8 @@ def test_a_word_depends_on_its_index_only_and_not_on_how_many_are_asked():
     words = Words.of(5, "x")
     assert np.array_equal(words.words(10)[:4], words.words(4))
     assert not np.array_equal(words.words(4, stream=1), words.words(4))
+
+
+def test_one_integer_of_each_stream_is_the_first_of_that_stream():
+    words, streams = Words.of(2, "each"), np.array([0, 1, 7, 2**44 | 5], dtype=np.uint64)
+    assert words.one_each(23, streams).tolist() == [words.integers(1, 23, int(stream))[0] for stream in streams]

@@ -13,6 +13,7 @@ from megatron_exp.experiments.igsm_check import check_solution
 from megatron_exp.experiments.igsm_draws import Draws, draws_of
 from megatron_exp.experiments.igsm_problem import MODULUS, draw_problem
 from megatron_exp.experiments.igsm_text import Written, write
+from megatron_exp.seeding import Words
 
 TEST = 1 << 44
 """Item numbers from here on are test problems; the number of operations and that of the stream follow."""
@@ -89,7 +90,7 @@ class Documents:
         return lru_cache(1)(self.context.tokenizer.encode)
 
     def _head(self, number: int, written: Written) -> str:
-        preamble = _PREAMBLES[self.context.words("preamble").integers(1, len(_PREAMBLES), number)[0]]
+        preamble = _preamble(self.context.words("preamble"), number)
         return f"{preamble}\nProblem: {written.problem}\nSolution:"
 
     def _is_for_training(self, number: int, written: Written) -> bool:
@@ -122,6 +123,18 @@ class Documents:
                 )
 
 
+def _preamble(words: Words, number: int) -> str:
+    block, place = divmod(number, _AT_ONCE)
+    return _preambles(words, block)[place]
+
+
+@lru_cache(maxsize=8)
+def _preambles(words: Words, block: int) -> list[str]:
+    """Of `_AT_ONCE` neighbouring problems: one Philox call each would take longer than writing the problem."""
+    drawn = words.one_each(len(_PREAMBLES), np.arange(block * _AT_ONCE, (block + 1) * _AT_ONCE, dtype=np.uint64))
+    return [_PREAMBLES[index] for index in drawn]
+
+
 def _draw_operations(draws: Draws, most: int) -> int:
     while True:
         operations = 1 + min(draws.below(_MOST_DRAWN_OPERATIONS), draws.below(_MOST_DRAWN_OPERATIONS))
@@ -138,7 +151,7 @@ def few_shot_prompt(context: Context, number: int, problem: str, shots: Sequence
     """int32: a preamble, `num_shots` worked problems drawn for this number, and the problem, after an EOS."""
     words = context.words("prompt")
     chosen = [shots[index] for index in words.child("shots").choice(len(shots), num_shots, number)] if num_shots else []
-    lines = [_PREAMBLES[words.integers(1, len(_PREAMBLES), number)[0]]]
+    lines = [_preamble(words, number)]
     for place, shot in enumerate(chosen, start=1):
         lines += [f"Problem {place}: {shot.problem}", f"Solution: {shot.solution}", f"Answer: {shot.answer}"]
     lines += [f"Problem {num_shots + 1}: {problem}" if num_shots else f"Problem: {problem}", "Solution:"]
