@@ -79,10 +79,23 @@ def evaluate(
     judge: Annotated[
         Path | None, typer.Option(help="Hugging Face directory of a model that judges written text; default: the twin.")
     ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel processes for each copy of the model, for one that no GPU holds alone.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages of each copy of the model.")] = 1,
+    processes: Annotated[
+        int, typer.Option(help="Processes on this machine, which share the questions; under torchrun or srun leave it at 1.")
+    ] = 1,
 ) -> None:
     """Score the experiments of a run and write RUN/evals/; or let a Hugging Face model answer a manifest's probes."""
+    if model is not None and (tp, pp, processes) != (1, 1, 1):
+        raise UserError("`eval --model HF_DIR` runs in one process. Leave out --processes, --tp and --pp.")
+    if processes > 1:
+        from megatron_exp.training.launch import launch
+
+        sys.exit(launch(_without_processes(sys.argv[1:]), processes))
+    from megatron_exp.config.schema import ParallelConfig
     from megatron_exp.evaluation import evaluate as go
     from megatron_exp.evaluation import evaluate_model
+    from megatron_exp.parallel.layout import launched_rank
 
     shared: dict[str, Any] = {"experiments": experiment or None, "overwrite": overwrite, "command": sys.argv, "judge": judge}
     if model is not None:
@@ -93,8 +106,9 @@ def evaluate(
         raise UserError("`eval` needs a RUN directory, or --model HF_DIR with --manifest MANIFEST and --out DIR.")
     else:
         states = [int(step) for step in steps.split(",")] if steps else None
-        directory = go(run, against=against, states=states, **shared)
-    print_verdicts(directory)
+        directory = go(run, against=against, states=states, parallel=ParallelConfig(tp=tp, pp=pp), **shared)
+    if launched_rank() == 0:
+        print_verdicts(directory)
 
 
 def report(

@@ -34,6 +34,7 @@ def evaluate(
     overwrite: bool = False,
     command: Sequence[str] = (),
     judge: Path | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> Path:
     """Score the experiments of a run and write RUN/evals/step-XXXXXXXX, named after the last state.
 
@@ -46,6 +47,8 @@ def evaluate(
         overwrite: compute again even where this evaluation exists.
         command: recorded as given.
         judge: a Hugging Face directory whose model judges what was written, in the place of the twin.
+        parallel: how the processes share a copy of the model; copies share the questions. Default: each process holds a copy. No layout
+            changes what is asked; floating-point sums may differ in their last digits.
 
     Returns:
         The directory. Where it holds results of the same inputs already, nothing is computed.
@@ -62,7 +65,7 @@ def evaluate(
     if output.existing(directory, inputs, overwrite=overwrite):
         logger.info("%s holds these results already", directory)
         return directory
-    layout = start_parallel(ParallelConfig())
+    layout = start_parallel(parallel or ParallelConfig())
     try:
         units = Units(directory, inputs, writes=layout.is_main)
         responses = _responses(manifest, subjects, wanted, names, layout, judge, units)

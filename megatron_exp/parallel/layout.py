@@ -114,6 +114,11 @@ def _read_launcher() -> _Processes:
     )
 
 
+def launched_rank() -> int:
+    """The number of this process among those that were launched together; 0 alone."""
+    return _read_launcher().rank
+
+
 def start_parallel(config: ParallelConfig, threads: int | None = None, deterministic: bool = False) -> Layout:
     """Join the run's processes: those that torchrun started, or this one alone.
 
@@ -217,6 +222,7 @@ def _check_degrees(config: ParallelConfig, world_size: int) -> None:
     needed = config.tp * config.pp * config.cp
     if world_size % needed:
         raise UserError(
-            f"training.parallel asks for tp {config.tp} x pp {config.pp} x cp {config.cp} = {needed} processes per model replica, but "
-            f"{world_size} were started, which is not a multiple. Start a multiple of {needed} (torchrun --nproc-per-node), or change the degrees."
+            f"tp {config.tp} x pp {config.pp} x cp {config.cp} (training.parallel, or --tp and --pp of eval) are {needed} processes for each copy of the "
+            f"model, but {world_size} were started, which is not a multiple. Start a multiple of {needed} (--processes, or torchrun --nproc-per-node), or "
+            "change the degrees."
         )

@@ -2,7 +2,9 @@
 
 import shutil
 
+import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +22,7 @@ from megatron_exp.scoring.probes import score_probes
 from megatron_exp.scoring.responses import of_experiment
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.training.launch import launch
 from megatron_exp.training.train import train
 from tests.training.toy import STEPS, make_manifest
 
@@ -183,3 +186,23 @@ def test_a_manifest_that_is_not_the_run_s_is_refused(copied):
     (copied / "run.json").write_bytes(orjson.dumps(record))
     with pytest.raises(UserError, match="back in its place"):
         evaluate(copied)
+
+
+def test_processes_that_share_a_model_answer_as_one_process_does(trained, evaluated, copied):
+    command = ["eval", str(copied), "--against", str(trained / "twin"), "--tp", "2", "--pp", "1"]
+    assert launch(command, 2) == 0
+    shared, alone = (pq.read_table(folder / "responses.parquet") for folder in (copied / "evals" / NAME, evaluated))
+    for field in alone.schema:
+        ours, theirs = shared[field.name], alone[field.name]
+        if pa.types.is_floating(field.type):
+            np.testing.assert_allclose(ours.to_numpy(), theirs.to_numpy(), rtol=1e-4, atol=1e-4, err_msg=field.name)
+        else:
+            assert ours.to_pylist() == theirs.to_pylist(), field.name
+    verdicts = [{name: one["verdict"] for name, one in read(folder)["experiments"].items()} for folder in (copied / "evals" / NAME, evaluated)]
+    assert verdicts[0] == verdicts[1]
+
+
+def test_a_model_that_shares_no_process_is_refused_before_anything_is_asked(copied):
+    with pytest.raises(UserError, match="2 processes for each copy of the model, but 1 were started"):
+        evaluate(copied, parallel=ParallelConfig(tp=2))
+    assert not (copied / "evals").exists()
