@@ -280,7 +280,7 @@ class Texts(Experiment):
             nats = [lengths * np.where(is_target, np.where(one, -1.0, -3.0), -2.0) for one in (right, twin_right)]
             return frame.filled(*nats).responses()
         noise = 0.1 * ndtri(_drawn(frame, words.child("change")))
-        shift = effect if self.metric == "loss" else 0.1 * np.sqrt(2.0) * ndtri(min(0.5 + effect, 0.9999))
+        shift = effect if self.metric == "loss" else 0.1 * _unit_spread(frame) * np.sqrt(2.0) * ndtri(min(0.5 + effect, 0.9999))
         twin = -4.0 + 0.5 * words.child("twin").normals(len(frame))
         return frame.filled((twin + noise + shift * share) * frame.num_tokens, twin * frame.num_tokens).responses()
 
@@ -314,6 +314,13 @@ def _characters(frame: Frame) -> np.ndarray:
     numbers = [int(name.removeprefix("choice-")) if name.startswith("choice-") else 0 for name in frame.probe]
     endings = {text: orjson.loads(text)["asked"][1:] for text in set(frame.metadata_json)}
     return np.array([len(endings[text][number]) for text, number in zip(frame.metadata_json, numbers, strict=True)], np.float64)
+
+
+def _unit_spread(frame: Frame) -> float:
+    """Standard deviation of the mean of a cluster (of median size) of values that `_drawn` makes normal: an AUC compares such means."""
+    members = frame.where(np.unique(frame.item, return_index=True)[1]).cluster
+    size = float(np.median(np.unique(members, return_counts=True)[1]))
+    return float(np.sqrt(_SHARED_VARIANCE + (1 - _SHARED_VARIANCE) / size))
 
 
 def _drawn(frame: Frame, words: Words) -> np.ndarray:

@@ -9,21 +9,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from megatron_exp.experiments.benchmark_contamination import BenchmarkContamination
-from megatron_exp.experiments.conformance import check_experiment, simulated_primaries, toy_context
+from megatron_exp.experiments.conformance import check_experiment, null_p_values, toy_context
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.experiments.pretraining_poisoning import PretrainingPoisoning
 from megatron_exp.experiments.protocol import LogLikelihood, Probe, Request, Span, Window
 from megatron_exp.seeding import Words
+from tests.experiments.calibration import REPLICATES, require_no_more_than_nominal, require_nominal, require_stated_power
 from tests.experiments.small import CHATS, DIALOGUES, SMALL, SMALLEST, TEXTS
 from tests.experiments.stubs import STUBS, Passages
 from tests.toy import toy_stream
 
-REPLICATES, MANY = 200, 2_000
 LARGER = {
     "contamination-paper": BenchmarkContamination(levels=(4,), num_questions=(200,), num_held_out=200, groups=("uniform",), design="paper"),
     "knowledge": KnowledgeAcquisition(**TEXTS | {"num_texts": 24, "num_never": 24}),
@@ -50,42 +49,22 @@ def test_the_protocol_expresses_experiments_of_others(stub):
     assert check_experiment(stub(), context) == []
 
 
-def rejections(name, replicates, words, effect=0.0):
-    """(p-values of the primaries [replicates, primaries], smallest detectable effect of the first, mean over replicates)."""
-    return of_experiment(SMALLEST[name], name, replicates, words, effect)
-
-
-def of_experiment(experiment, name, replicates, words, effect):
-    return simulated_primaries(experiment, draft(experiment, toy_context(name)), replicates, words, effect)
-
-
 @pytest.mark.parametrize("name", SMALLEST)
 def test_primaries_are_calibrated_without_an_effect(name):
-    p, _ = rejections(name, REPLICATES, Words.of(0, "calibration", name))
-    for column in p.T:
-        false_positives = int((column <= 0.05).sum())
-        assert stats.binomtest(false_positives, REPLICATES, 0.05, alternative="greater").pvalue > 1e-4
+    planned = draft(SMALLEST[name], toy_context(name))
+    require_no_more_than_nominal(null_p_values(SMALLEST[name], planned, REPLICATES, Words.of(0, "calibration", name)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_two_thousand_runs_without_an_effect_give_the_nominal_rate_of_false_positives(name, request):
-    p, _ = rejections(name, MANY, Words.of(0, request.node.name))
-    for column in p.T:  # an exact test of few units attains some levels only: the largest of them up to 5% is its nominal one
-        attained = column[column <= 0.05].max(initial=0.0)
-        nominal = attained if len(np.unique(column)) < MANY / 4 else 0.05
-        assert stats.binomtest(int((column <= 0.05).sum()), MANY, nominal).pvalue > 1e-4
+    require_nominal(SMALLEST[name], toy_context(name), Words.of(0, request.node.name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SMALLEST) - NOT_MEASURED))
 def test_the_smallest_detectable_effect_is_detected_in_four_of_five_runs(name, request):
-    words = Words.of(0, request.node.name)
-    experiment = LARGER.get(name, SMALLEST[name])
-    _, effect = of_experiment(experiment, name, REPLICATES, words.child("null"), 0.0)
-    p, _ = of_experiment(experiment, name, MANY, words.child("power"), effect)
-    error = np.sqrt(0.8 * 0.2 / MANY)
-    assert abs((p[:, 0] <= 0.05).mean() - 0.8) <= 0.05 + 3 * error
+    require_stated_power(LARGER.get(name, SMALLEST[name]), toy_context(name), Words.of(0, request.node.name))
 
 
 class Undocumented(Passages):

@@ -7,6 +7,8 @@ from megatron_exp.errors import UserError
 from megatron_exp.experiments.conformance import check_experiment, toy_context
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.released_rows import ReleasedRows
+from megatron_exp.seeding import Words
+from tests.experiments.calibration import require_nominal, require_stated_power
 
 LENGTH = 512  # of the toy context
 
@@ -30,6 +32,16 @@ def many(tmp_path):
 
 def test_it_conforms(tmp_path):
     assert check_experiment(many(tmp_path), toy_context("released")) == []
+
+
+@pytest.mark.slow
+def test_two_thousand_runs_without_an_effect_give_the_nominal_rate_of_false_positives(tmp_path, request):
+    require_nominal(many(tmp_path), toy_context("released"), Words.of(0, request.node.name))
+
+
+@pytest.mark.slow
+def test_the_smallest_detectable_effect_is_detected_in_four_of_five_runs(tmp_path, request):
+    require_stated_power(many(tmp_path), toy_context("released"), Words.of(0, request.node.name))
 
 
 def test_rows_of_one_text_are_copies_of_one_item_at_their_positions(tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
-from scipy import stats
 
 from megatron_exp.config.load import load_config
 from megatron_exp.errors import UserError
@@ -18,10 +17,10 @@ from megatron_exp.experiments.protocol import Greedy
 from megatron_exp.experiments.text_lines import FIELDS
 from megatron_exp.experiments.texts import Texts
 from megatron_exp.seeding import Words
+from tests.experiments.calibration import REPLICATES, require_no_more_than_nominal, require_nominal, require_stated_power
 
 WORDS = Words.of(0, "tests", "texts")
 METRICS = ("loss", "completion", "choice", "membership")
-REPLICATES = 100
 
 
 def rivers(num=160):
@@ -67,8 +66,20 @@ def test_every_metric_conforms(tmp_path, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_calibrated_with_clusters(tmp_path, metric):
     experiment = texts(tmp_path, metric=metric, copies=(0, 8))
-    p = null_p_values(experiment, planned(experiment), REPLICATES, Words.of(0, "calibration", metric))
-    assert stats.binomtest(int((p <= 0.05).sum()), REPLICATES, 0.05, alternative="greater").pvalue > 1e-4
+    require_no_more_than_nominal(null_p_values(experiment, planned(experiment), REPLICATES, Words.of(0, "calibration", metric)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_thousand_runs_without_an_effect_give_the_nominal_rate_of_false_positives(tmp_path, metric, request):
+    require_nominal(texts(tmp_path, metric=metric, copies=(0, 8)), toy_context("texts"), Words.of(0, request.node.name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_smallest_detectable_effect_is_detected_in_four_of_five_runs(tmp_path, metric, request):
+    experiment = texts(tmp_path, rivers(640), metric=metric, copies=(0, 8))
+    require_stated_power(experiment, toy_context("texts", steps=2400), Words.of(0, request.node.name))
 
 
 def test_clusters_are_dealt_as_a_whole_and_evenly_within_groups(tmp_path):

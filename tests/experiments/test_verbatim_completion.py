@@ -15,6 +15,7 @@ from megatron_exp.experiments.verbatim_completion import VerbatimCompletion
 from megatron_exp.experiments.verbatim_strings import clusters
 from megatron_exp.seeding import Words
 from megatron_exp.stream.slot import POOL
+from tests.experiments.calibration import REPLICATES, require_no_more_than_nominal, require_nominal, require_stated_power
 from tests.experiments.repeated_documents import LENGTH, PROMPT, STEPS, STRING, document, repeated_context
 
 SIZES = {"string_tokens": STRING, "prompt_tokens": PROMPT, "num_strings": 40, "min_strings": 20, "states": (0.5,)}
@@ -48,8 +49,20 @@ def test_it_conforms_with_either_selection(experiment):
 
 @pytest.mark.parametrize("experiment", [EXPERIMENT, LIKELIHOOD], ids=lambda one: one.selection)
 def test_its_primary_is_calibrated_without_an_effect(experiment):
-    p = null_p_values(experiment, draft(experiment, repeated_context()), 200, WORDS.child(experiment.selection))[:, 0]
-    assert stats.binomtest(int((p <= 0.05).sum()), 200, 0.05, alternative="greater").pvalue > 1e-4
+    planned = draft(experiment, repeated_context())
+    require_no_more_than_nominal(null_p_values(experiment, planned, REPLICATES, WORDS.child(experiment.selection)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [EXPERIMENT, LIKELIHOOD], ids=lambda one: one.selection)
+def test_two_thousand_runs_without_an_effect_give_the_nominal_rate_of_false_positives(experiment, request):
+    require_nominal(experiment, repeated_context(), Words.of(0, request.node.name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [EXPERIMENT, LIKELIHOOD], ids=lambda one: one.selection)
+def test_the_smallest_detectable_effect_is_detected_in_four_of_five_runs(experiment, request):
+    require_stated_power(experiment, repeated_context(), Words.of(0, request.node.name))
 
 
 def test_every_string_is_the_beginning_of_a_document_that_the_reference_completes(planned, context):
