@@ -1,7 +1,8 @@
 """Items, requests and probes of the experiments as the manifest's tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -38,10 +39,10 @@ class Wanted(NamedTuple):
     request: Request
 
 
-def item_rows(experiment: str, items: Sequence[Item], store: Payloads, base_rates: BaseRatesLike | None = None) -> list[dict[str, Any]]:
+def item_rows(experiment: str, items: Sequence[Item], store: Payloads, base_rates: BaseRatesLike | None = None) -> Iterator[dict[str, Any]]:
     """Rows of the items table; payloads go into the store, base rates come from a search where there was one."""
-    return [
-        {
+    for item in items:
+        yield {
             "item": item.item,
             "experiment": experiment,
             "condition": item.condition,
@@ -59,13 +60,14 @@ def item_rows(experiment: str, items: Sequence[Item], store: Payloads, base_rate
             "base_rate": None if base_rates is None or item.payload is None else base_rates.of(item.payload),
             "metadata": orjson.dumps(item.metadata, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode(),
         }
-        for item in items
-    ]
 
 
-def table_of(rows: list[dict[str, Any]], table_schema: pa.Schema) -> pa.Table:
-    """A table of plain rows in the given schema."""
-    return pa.Table.from_pylist(rows, schema=table_schema)
+def table_of(rows: Iterable[dict[str, Any]], table_schema: pa.Schema) -> pa.Table:
+    """A table of plain rows in the given schema, made block by block: as Python objects the rows of a large plan take several times as much."""
+    left, blocks = iter(rows), [table_schema.empty_table()]
+    while block := list(islice(left, _BLOCK_ROWS)):
+        blocks.append(pa.Table.from_pylist(block, schema=table_schema))
+    return pa.concat_tables(blocks).unify_dictionaries().combine_chunks()
 
 
 def insertions_table(
@@ -222,10 +224,10 @@ def noise_key(placement_seed: int, experiment: str) -> int:
     return seeding.key(placement_seed, "noise", experiment)
 
 
-def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> list[dict[str, Any]]:
+def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> Iterator[dict[str, Any]]:
     """Rows of the probe definitions table (without probe_id); token sequences go into the store."""
-    return [
-        {
+    for probe in probes:
+        yield {
             "experiment": experiment,
             "item": probe.item,
             "arm": probe.arm,
@@ -235,8 +237,6 @@ def probe_rows(experiment: str, probes: Iterable[Probe], store: Payloads) -> lis
             "of": sorted(probe.of),
             **_ask_columns(probe.ask, store),
         }
-        for probe in probes
-    ]
 
 
 def _ask_columns(ask: protocol.Ask, store: Payloads) -> dict[str, Any]:

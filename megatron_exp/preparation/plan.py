@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from megatron_exp.config.schema import Config, ExperimentEntry
 from megatron_exp.errors import UserError
@@ -22,7 +23,7 @@ from megatron_exp.experiments.controllers import (
     reserved_places,
 )
 from megatron_exp.experiments.loading import load_experiment
-from megatron_exp.experiments.protocol import Controller, Experiment, Item
+from megatron_exp.experiments.protocol import Controller, Experiment, Item, Probe
 from megatron_exp.experiments.requests import check_items, copies_of, ranked
 from megatron_exp.experiments.tables import Wanted, insertions_table, item_rows, noise_key, probe_rows, table_of
 from megatron_exp.files import durable_directory, refuse_existing
@@ -181,8 +182,7 @@ def _write(
     enabled = [one for one in designed if one.entry.enabled]
     names = frozenset(one.entry.name for one in enabled)
     store = PayloadStore(directory)
-    rows = [row for one in enabled for row in item_rows(one.entry.name, one.items, store, base_rates)]
-    items = table_of(rows, schema.ITEMS)
+    items = table_of((row for one in enabled for row in item_rows(one.entry.name, one.items, store, base_rates)), schema.ITEMS)
     insertions = insertions_table(wanted, placement, store, stream.geometry, config.seeds.placement, only=names)
     reserve = reserve_table(wanted, placement, stream.geometry, config.seeds.placement, only=names)
     banks = [bank_table(one.entry.name, one.controller, one.items, store) for one in enabled if one.controller]
@@ -206,17 +206,17 @@ def _write(
 
 
 def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadStore) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    experiment_of = insertions["experiment"].cast(pa.string()).to_numpy(zero_copy_only=False)
-    for one in enabled:
-        placed = insertions.filter(pa.array(experiment_of == one.entry.name)) if len(experiment_of) else insertions
-        asked = list(one.experiment.probes(one.items, placed, one.context))
-        if one.controller:
-            check_probes(one.entry.name, one.controller, asked, one.context.geometry)
-        rows += probe_rows(one.entry.name, asked, store)
-    for number, row in enumerate(rows):
-        row["probe_id"] = number
-    return table_of(rows, schema.PROBE_DEFINITIONS)
+    rows = (row for one in enabled for row in probe_rows(one.entry.name, _asked(one, insertions), store))
+    return table_of((row | {"probe_id": number} for number, row in enumerate(rows)), schema.PROBE_DEFINITIONS)
+
+
+def _asked(one: Designed, insertions: pa.Table) -> list[Probe]:
+    """What an experiment asks, given where its copies are."""
+    placed = insertions.filter(pc.equal(insertions["experiment"].cast(pa.string()), one.entry.name))
+    asked = list(one.experiment.probes(one.items, placed, one.context))
+    if one.controller:
+        check_probes(one.entry.name, one.controller, asked, one.context.geometry)
+    return asked
 
 
 def _record(
