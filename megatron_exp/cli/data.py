@@ -108,6 +108,9 @@ def plan(
     ] = None,
     reference_step: Annotated[int | None, typer.Option(help="State of the reference; default: its newest checkpoint.")] = None,
     power: Annotated[bool, typer.Option("--power", help="Also print what every primary outcome could detect, and the bill.")] = False,
+    backend: Annotated[
+        Literal["auto", "gigatoken", "reference"], typer.Option(help="How texts of experiments are encoded; a choice of speed.")
+    ] = "auto",
 ) -> None:
     """Place all experiments and write the manifest."""
     from megatron_exp.cli.reference import opened_reference
@@ -124,7 +127,7 @@ def plan(
     with opened_reference(reference, reference_step, loaded) as (model, plans):
         if not plans:
             return
-        manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model)
+        manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model, backend=backend)
     print_counts(manifest)
     print_data(manifest)
     print_kept(manifest)

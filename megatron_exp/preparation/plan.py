@@ -38,7 +38,9 @@ from megatron_exp.preparation.data_kinds import data_kinds
 from megatron_exp.preparation.earlier import Earlier
 from megatron_exp.preparation.extends import require_same_frame, require_same_rows
 from megatron_exp.preparation.order import WAITING, Order, placing_order
+from megatron_exp.preparation.plan_tokenizer import PlanTokenizer
 from megatron_exp.preparation.pool import PoolAllocator
+from megatron_exp.preparation.preprocess_encode import Backend
 from megatron_exp.preparation.reference import Reference
 from megatron_exp.preparation.safety import Planned, require_apart, require_clean_sources
 from megatron_exp.search.base_rates import BaseRates
@@ -66,6 +68,7 @@ def plan(
     base_rates: Path | None = None,
     reference: Reference | None = None,
     rearrange: Callable[[list[Designed]], list[Designed]] | None = None,
+    backend: Backend = "auto",
 ) -> Manifest:
     """Write the manifest of `config` to `out`.
 
@@ -76,6 +79,7 @@ def plan(
         base_rates: the result of a search for payloads (`search.base_rates`), for the items table and for experiments that ask.
         reference: a trained model for the experiments that need one. Without it they are left out and recorded as waiting.
         rearrange: changes what was designed before any of it is placed (a dependence test inserts a part of it, in other numbers).
+        backend: how the texts of experiments are encoded; a choice of speed, as for `preprocess`.
 
     Raises UserError, with nothing written, for every mistake in config, corpus or payloads.
     """
@@ -90,7 +94,7 @@ def plan(
         stream = open_stream(config, corpus, make_order(config, corpus, directory))
         if extends:
             require_same_frame(config, corpus, stream, extends, order)
-        designed = design(config, corpus, stream, order, found, reference)
+        designed = design(config, corpus, stream, order, found, reference, backend)
         planned = [Planned(one.entry.name, one.experiment, one.items) for one in designed if one.entry.enabled]
         require_apart(planned)
         designed = rearrange(designed) if rearrange else designed
@@ -103,10 +107,16 @@ def plan(
 
 
 def design(
-    config: Config, corpus: Corpus, stream: Stream, order: Order, base_rates: BaseRates | None = None, reference: Reference | None = None
+    config: Config,
+    corpus: Corpus,
+    stream: Stream,
+    order: Order,
+    base_rates: BaseRates | None = None,
+    reference: Reference | None = None,
+    backend: Backend = "auto",
 ) -> list[Designed]:
     """Items of all experiments that are placed, disabled ones too (they keep their places), in the order of placement."""
-    tokenizer = corpus.tokenizer()
+    tokenizer = PlanTokenizer(corpus.tokenizer(), backend)
     validation = config.training.validation.slots
     if validation > stream.pool_slots:
         raise UserError(

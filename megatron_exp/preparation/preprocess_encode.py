@@ -52,6 +52,10 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Encoded: ...
 
+    def encode_one(self, text: str) -> np.ndarray:
+        """int32 ids of one text, without what a batch costs."""
+        ...
+
 
 class ReferenceEncoder:
     """The library the tokenizer file was made for. Exact and slow; about 90 bytes of memory per byte of a document."""
@@ -67,6 +71,9 @@ class ReferenceEncoder:
         parts = self._tokenizer.encode_batch(texts, specials_as_ids=self._specials_as_ids)
         lengths = np.array([len(part) for part in parts], dtype=np.int64)
         return Encoded(np.concatenate(parts) if parts else np.empty(0, np.int32), lengths)
+
+    def encode_one(self, text: str) -> np.ndarray:
+        return self.encode([text]).ids
 
 
 class GigatokenEncoder:
@@ -100,6 +107,11 @@ class GigatokenEncoder:
         for number in numbers:
             parts[number] = self._reference.encode([texts[number]]).ids
         return Encoded(np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64))
+
+    def encode_one(self, text: str) -> np.ndarray:
+        if self._reference and self._controls.count(text):
+            return self._reference.encode_one(text)
+        return self._library.encode(text).astype(np.int32)
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
         layout = self._library.encode_batch(list(texts), parallel=self._parallel).layout
