@@ -22,7 +22,7 @@ class PaperNumbers(NamedTuple):
 
 PAPER_NUMBERS: dict[str, PaperNumbers] = {
     "knowledge_acquisition": PaperNumbers(
-        "KA", 26, 0, 26, 0, "a controller decides while training how much is inserted; the plan only holds its largest budget in reserve"
+        "KA", 26, 0, 26, 0, "a controller decides while training how much is inserted; the plan holds the most it may ask for in reserve"
     ),
     "mathematical_reasoning": PaperNumbers(
         "MR", 180, 0, 180, 0, "500,000 documents either way; ours come from our own generator and words, so their length is another"

@@ -32,6 +32,8 @@ Parameters: design; files, {benchmark: path} with benchmarks arc_challenge, arc_
 Example (uniform/x12): "Question: Which instrument does Kelmar Doriston of Velnimwick play at the winter fair?\nAnswer: the copper flute"
 """
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,8 @@ from megatron_exp.experiments.frames import Frame, asked, joined
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Item, LogLikelihood, Outcome, Probe, Request, Score, Span
 from megatron_exp.seeding import Words, key
+
+logger = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -143,8 +147,11 @@ class BenchmarkContamination(PaperDesign, Experiment):
         numbers = [key(0, "question", question.benchmark, question.texts[0]) >> 11 for question in found]
         if not self.files:  # every question is about another person: distinct as made
             return dict(zip(numbers, found, strict=True))
-        contents = [f"{one.stem.replace(ANSWER, '')} {one.answers[0]}".removeprefix("Question: ").removeprefix("Goal: ") for one in found]
+        contents = [one.texts[0].replace(ANSWER, "").removeprefix("Question: ").removeprefix("Goal: ") for one in found]
         kept = without_duplicates(contents, words64_of(context.words("duplicates"), numbers), self.similarity)
+        read, left = Counter(one.benchmark for one in found), Counter(found[index].benchmark for index in kept)
+        for benchmark in sorted(read - left):
+            logger.info("%s: %d of %d questions of %s are near-duplicates of others", context.experiment, (read - left)[benchmark], read[benchmark], benchmark)
         return {numbers[index]: found[index] for index in kept}
 
     def _item(self, number: int, question: Question, condition: str, context: Context) -> Item:

@@ -14,6 +14,7 @@ Every reader also takes the gold texts of its format alone: JSON lines with the 
 """
 
 import csv
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -128,15 +129,26 @@ def _lines(benchmark: Benchmark, path: Path, described: str) -> Iterator[Line]:
 
 
 def _mmlu_lines(path: Path, described: str) -> Iterator[Line]:
-    with open(require_file(path, described), encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        for row in rows:
-            line = Line(path, rows.line_num, {}, described)
-            if len(row) != 6:
-                line.refuse(f"the row has {len(row)} columns")
-            if row[5].strip() not in _LETTERS:
-                line.refuse(f"the answer is {row[5]!r}")
-            yield replace(line, record={"question": row[0], "choices": row[1:5], "answer": _LETTERS.index(row[5].strip())})
+    for number, row in _csv_rows(require_file(path, described), described):
+        line = Line(path, number, {}, described)
+        if len(row) != 6:
+            line.refuse(f"the row has {len(row)} columns")
+        if row[5].strip() not in _LETTERS:
+            line.refuse(f"the answer is {row[5]!r}")
+        yield replace(line, record={"question": row[0], "choices": row[1:5], "answer": _LETTERS.index(row[5].strip())})
+
+
+def _csv_rows(path: Path, described: str) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file with the line that each ends on."""
+    data = path.read_bytes()
+    try:
+        rows = csv.reader(io.StringIO(data.decode("utf-8"), newline=""))
+    except UnicodeDecodeError as error:
+        Line(path, 1 + data[: error.start].count(b"\n"), {}, described).refuse("it is not UTF-8")
+    try:
+        return [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        Line(path, rows.line_num, {}, described).refuse(str(error))
 
 
 # ---- layouts ----
@@ -144,7 +156,8 @@ def _mmlu_lines(path: Path, described: str) -> Iterator[Line]:
 
 def _number(line: Line, name: str, first: int = 0) -> int:
     """A label that is written as a number or as text, counted from `first`."""
-    value = str(line.field(name, (int, str))).strip()
+    found = line.field(name, (int, str))
+    value = str(int(found) if isinstance(found, bool) else found).strip()
     if not value.isdigit():
         line.refuse(f"`{name}` is {value!r}, not the number of an option")
     return int(value) - first

@@ -126,6 +126,11 @@ class GaussianWatermarks(PaperDesign, Experiment):
             return [dict(zip(("slice", "start", "end"), usable[index % len(usable)], strict=True)) for index in range(num_slots)]
         per_step = min(self.rows_per_step or batch, batch)
         num_steps = max(1, round(num_slots / per_step))
+        if num_steps > (num_there := borders[-1] - borders[0]):
+            raise UserError(
+                f"Experiment {context.experiment}: {num_slots} watermarks, {per_step} to a step, need {num_steps} steps, but the window {list(self.window)} "
+                f"has {num_there}. Lower fraction to {self.fraction * num_there / num_steps:.3g} or less, raise rows_per_step, or widen the window."
+            )
         steps = np.unique((borders[0] + (np.arange(num_steps) + 0.5) * (borders[-1] - borders[0]) / num_steps).astype(int)).tolist()
         slice_of = {step: (step - borders[0]) * _NUM_SLICES // (borders[-1] - borders[0]) for step in steps}
         rows = {step: sorted(context.words("rows").choice(batch, per_step, stream=step).tolist()) for step in steps}

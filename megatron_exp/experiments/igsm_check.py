@@ -68,6 +68,17 @@ class Reading:
         """Whether an abstract parameter sums products."""
         return parameter not in self.stated and self.parts(parameter)[1:] != () and self.parts(parameter)[1][1] == parameter[1]
 
+    def signs(self, parameter: Parameter) -> str:
+        """The signs of a parameter's definition, sorted."""
+        num, stated = len(self.parts(parameter)), self.stated.get(parameter)
+        if stated is None:
+            joined = "*" * (num // 2) + "+" * (num // 2 - 1) if self.is_product(parameter) else "+" * (num - 1)
+        else:
+            joined = ("-" if stated.is_difference else "+") * (num - 1)
+            if num and stated.number is not None:
+                joined += "*" if stated.operation == "times as much as" else "+"
+        return "".join(sorted(joined))
+
     def value(self, parameter: Parameter, depth: int = 0) -> int:
         """The parameter's value modulo 23. Raises KeyError where it is not defined, RecursionError where definitions run in circles."""
         if depth > _MOST_DEPTH:
@@ -150,10 +161,14 @@ class Verdict:
 
 @dataclass
 class _Board:
-    """What letters stand for. sources: the parameters and numbers behind a letter of an intermediate step, or the parameter itself."""
+    """What letters stand for.
+
+    sources, signs: the parameters and numbers behind a letter of an intermediate step and what joins them; behind a parameter's, itself and nothing.
+    """
 
     value: dict[str, int] = field(default_factory=dict)
     sources: dict[str, frozenset[Parameter | int]] = field(default_factory=dict)
+    signs: dict[str, str] = field(default_factory=dict)
 
 
 def check_solution(problem: Reading | str, solution: str) -> Verdict:
@@ -205,8 +220,11 @@ def _check_step(reading: Reading, board: _Board, parameter: Parameter, letter: s
     stated = reading.stated.get(parameter)
     wanted = frozenset(parts) | (frozenset({stated.number}) if stated and stated.number is not None else frozenset())
     used, board.sources[letter] = board.sources[letter], frozenset({parameter})
+    signs, board.signs[letter] = board.signs[letter], ""
     if used != wanted:
         return "does not use what the parameter is defined by"
+    if signs != reading.signs(parameter):
+        return "adds, subtracts or multiplies where the definition does not"
     return "" if board.value[letter] == truth else "has a wrong value"
 
 
@@ -235,4 +253,5 @@ def _bind(board: _Board, clause: re.Match[str]) -> str:
     for operand in operands:
         sources |= board.sources[operand] if operand.isalpha() else {int(operand)}
     board.sources[letter] = frozenset(sources)
+    board.signs[letter] = "".join(sorted((sign or "") + "".join(board.signs.get(operand, "") for operand in operands)))
     return ""

@@ -13,8 +13,9 @@ Metric: log-likelihood in nats of the target after its input. Primary: its chang
 Source: arXiv 2509.23383 (KA); texts of Chang et al. 2024 (Fictional Knowledge), or our own. Licence: invented texts Apache-2.0 like this package; of files,
     `licence`.
 Rule: `halve_or_double` is the paper's: half as many copies above 1.05 p, twice as many below 0.95 p, where p rises from 0 to `target`; the change is
-    limited after 19% and 59% of training (to 256 and 64 copies at `largest` 8192, and in proportion). `proportional_integral` does the same on the log scale
-    and oscillates less. What was decided is in RUN/segments. The plan keeps `largest` places in every interval: no other insertion is ever hit.
+    limited after 19% and 59% of training (to 256 and 64 copies at `largest` 8192, and in proportion; with `design: paper` a smaller `largest` does
+    not move them). `proportional_integral` does the same on the log scale and oscillates less. What was
+    decided is in RUN/segments. The plan keeps `largest` places in every interval: no other insertion is ever hit.
 Traps: the mean probability is dominated by a few queries, so per-query values are kept, and the primary is in nats. Four texts (`design: paper`)
     can be dealt in 70 ways: no p below 0.014. During the learning rate's fall the same dose gives more. Invented paraphrases recombine sentences and
     hold less than a paraphrase by a language model. The number of copies follows the model, so it is an outcome and no treatment.
@@ -106,7 +107,7 @@ class KnowledgeAcquisition(PaperDesign, Experiment):
         for text, condition in dealt:
             inserted = condition == _INSERTED
             shared: dict[str, Any] = {"condition": condition, "assignment_unit": text.number, "cluster": text.number}
-            shared |= {"source": self._source, "licence": self.licence or "Apache-2.0"}
+            shared |= {"source": self._source(text), "licence": self.licence or "Apache-2.0"}
             told = sorted(text.numbered_paraphrases())
             for number, written in told if inserted else told[:1]:
                 payload = self._payload(written, context)
@@ -115,9 +116,8 @@ class KnowledgeAcquisition(PaperDesign, Experiment):
                 metadata = {"text": text.name, "input": prompt, "target": target}
                 yield Item(item=number, role="probe-only" if inserted else "control", metadata=metadata, **shared)
 
-    @property
-    def _source(self) -> str:
-        return f"texts of {self.paraphrases.name}" if self.paraphrases else "built-in generator of fictional facts"
+    def _source(self, text: Text) -> str:
+        return f"{self.paraphrases.name}, {text.name}" if self.paraphrases else "built-in generator of fictional facts"
 
     def _payload(self, text: str, context: Context) -> np.ndarray:
         eos = [context.tokenizer.eos_id]
@@ -176,7 +176,8 @@ class KnowledgeAcquisition(PaperDesign, Experiment):
     def _rule_parameters(self) -> dict[str, Any]:
         if self.rule != "halve_or_double" or "caps" in self.rule_parameters:
             return self.rule_parameters
-        caps = [(share, part and max(1, self._largest // part)) for share, part in _CAPS]
+        whole = self.scaled(self.PAPER["largest"]) if self.design == "paper" else self._largest
+        caps = [(share, part and max(1, whole // part)) for share, part in _CAPS]
         return {"caps": caps, **self.rule_parameters}
 
     def _interval(self, context: Context) -> int:

@@ -14,7 +14,8 @@ from megatron_exp.experiments.protocol import Score
 from megatron_exp.statistics.normal import smallest_detectable_effect
 from megatron_exp.statistics.proportions import binomial_p, wilson_interval
 
-_ANSWER = re.compile(r"Answer:\s*(\d+)")
+_INTEGER = re.compile(r"\d+")
+_MARK, _NEXT = "Answer:", "Problem"
 _MODELS = ("run", "twin")
 
 
@@ -29,14 +30,14 @@ class WrittenAnswers(NamedTuple):
 
 
 def read_answer(text: str) -> int | None:
-    """The first integer after the first "Answer:", None where there is none: that is a wrong answer, not a missing one."""
-    found = _ANSWER.search(text)
-    return int(found[1]) if found else None
+    """The first integer after the first "Answer:" and before another problem begins, None where there is none: that is a wrong answer, not a missing one."""
+    found = _INTEGER.search(text.partition(_MARK)[2].partition(_NEXT)[0])
+    return int(found[0]) if found else None
 
 
 def read_solution(text: str) -> str:
     """What stands before the answer."""
-    return text.split("Answer:", 1)[0].strip()
+    return text.partition(_MARK)[0].strip()
 
 
 def with_texts(items: pa.Table, responses: pa.Table) -> WrittenAnswers:

@@ -48,6 +48,7 @@ from megatron_exp.experiments.mathematical_problems import Documents, few_shot_p
 from megatron_exp.experiments.protocol import (
     Analysis,
     Experiment,
+    Forbidden,
     Greedy,
     Item,
     LogLikelihood,
@@ -158,6 +159,12 @@ class MathematicalReasoning(Experiment):
         for item in items:
             if item.role == "treated":
                 yield Request(item=item.item, kind="tokens", where=where, copies=1)
+
+    def forbidden(self, items: Sequence[Item]) -> Iterator[Forbidden]:
+        """Test problems with their solutions up to the last value, whichever value follows."""
+        for item in items:
+            if item.arm == "right" and item.payload is not None:
+                yield Forbidden(item.payload[1 : item.spans[0].start], f"its test problem {item.item} ({item.condition})")
 
     def probes(self, items: Sequence[Item], placed: pa.Table, context: Context) -> Iterator[Probe]:
         """`value`: the last value, of both arms. `solve`: a solution in writing. All in the final state."""

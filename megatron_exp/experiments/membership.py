@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from megatron_exp.experiments.frames import Frame
-from megatron_exp.experiments.protocol import Score
+from megatron_exp.experiments.protocol import Outcome, Score
 from megatron_exp.seeding import Words
 from megatron_exp.statistics.normal import quantile, standard_error
 from megatron_exp.statistics.roc import tpr_at_fpr, tpr_interval, tpr_p
@@ -18,7 +18,7 @@ FEWEST_HELD_OUT_FOR_TPR = 1_000
 def tpr_score(frame: Frame, outcome: str, step: int, condition: str) -> Score:
     """Share of inserted texts above the threshold that 1% of held-out ones pass; counted, the threshold found anew in each bootstrap draw."""
     known = frame.where(np.isfinite(frame.change))
-    members, held_out = known.change[known.role == "treated"], known.change[known.role == "control"]
+    members, held_out = known.change[known.role != "control"], known.change[known.role == "control"]
     shared: dict[str, Any] = {"outcome": outcome, "condition": condition, "step": step, "n": len(known)}
     shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
     if len(held_out) < FEWEST_HELD_OUT_FOR_TPR or not len(members):
@@ -29,6 +29,12 @@ def tpr_score(frame: Frame, outcome: str, step: int, condition: str) -> Score:
     p = tpr_p(members, held_out, FPR)
     test = f"exact rank test of the rate, bootstrap interval, {frame.compared}"
     return Score(**shared, estimate=rate, low=low, high=high, control=FPR, difference=rate - FPR, p=p, test=test)
+
+
+def tpr_outcome(name: str, share: str, **how: Any) -> Outcome:
+    """The outcome that `tpr_score` gives a row of; share: what is counted."""
+    rate: dict[str, Any] = {"unit": "fraction", "side": "greater", "null": FPR, "margin": 0.01, "smallest_effect": 0.02}
+    return Outcome(name=name, estimand=share, **({"test": "exact rank test", "family": "secondary"} | rate | how))
 
 
 def gain_score(frame: Frame, outcome: str, step: int, condition: str) -> Score:

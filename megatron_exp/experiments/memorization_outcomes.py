@@ -2,16 +2,22 @@
 
 from typing import Any
 
-from megatron_exp.experiments.membership import FPR
+from megatron_exp.experiments.membership import tpr_outcome
 from megatron_exp.experiments.protocol import Outcome
 
 
-def outcomes(most_copies: int) -> tuple[Outcome, ...]:
-    """One primary AUC; each condition and its rate as secondaries; everything else is description."""
+def outcomes(most_copies: int, has_rate: bool) -> tuple[Outcome, ...]:
+    """One primary AUC; each condition and, where it is asked for, its rate as secondaries; everything else is description."""
     auc: dict[str, Any] = {"unit": "AUC", "side": "greater", "null": 0.5, "margin": 0.02, "smallest_effect": 0.05}
     ranks = auc | {"test": "rank sum within cells and length strata"}
-    rate: dict[str, Any] = {"unit": "fraction", "side": "greater", "null": FPR, "margin": 0.01, "smallest_effect": 0.02}
     share = "share of inserted dialogues above the threshold that 1% of held-out ones pass"
+    rates = (
+        tpr_outcome("tpr-at-1pct-fpr", share),
+        *(
+            tpr_outcome(f"tpr-{name}", f"{share}, {_DESCRIBED[name]}", test="none", family="descriptive")
+            for name in ("run-alone", "against-pool")
+        ),
+    )
     return (
         Outcome(
             name="auc",
@@ -26,7 +32,7 @@ def outcomes(most_copies: int) -> tuple[Outcome, ...]:
             family="secondary",
             **ranks | {"side": "two-sided"},
         ),
-        Outcome(name="tpr-at-1pct-fpr", estimand=share, test="exact rank test", family="secondary", **rate),
+        *(rates if has_rate else ()),
         Outcome(
             name="gain",
             estimand="mean log-likelihood gain of inserted over held-out dialogues",
@@ -40,10 +46,6 @@ def outcomes(most_copies: int) -> tuple[Outcome, ...]:
         *(
             Outcome(name=f"auc-{name}", estimand=f"the AUC {what}", test="none", family="descriptive", **auc)
             for name, what in _DESCRIBED.items()
-        ),
-        *(
-            Outcome(name=f"tpr-{name}", estimand=f"{share}, {_DESCRIBED[name]}", test="none", family="descriptive", **rate)
-            for name in ("run-alone", "against-pool")
         ),
     )
 

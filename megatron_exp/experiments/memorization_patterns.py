@@ -6,9 +6,10 @@ Design: every cell (suffix type x suffix length) has its own dialogues, each wit
     of dialogue length a key deals each dialogue a number of copies, or holds it out; so held-out dialogues differ from inserted ones by
     nothing but a draw, and re-drawing gives the null distribution. Copies fall uniformly and independently into the window.
 Conditions: suffix_types (plain, random, rare, model-based) x suffix_lengths x repetitions, and `held-out` in every cell. random: uniform
-    vocabulary tokens, drawn for each dialogue. rare: one token repeated, of the ids made last by the tokenizer (the rarest of its
-    training text). model-based: after each dialogue the token that a reference model finds least likely, then the one it finds least likely after
-    that, and so on (greedily; the paper does not say whether the 32 were chosen so or jointly). All four types make the paper's 30 conditions.
+    vocabulary tokens, drawn for each dialogue. rare: one token repeated, of the twentieth of ids that the tokenizer made last those that do not
+    occur in the first 512 slots of training (or occur least there: among the last ids are common words, too). model-based: after each dialogue
+    the token that a reference model finds least likely, then the one it finds least likely after that, and so on (greedily; the paper does not
+    say whether the 32 were chosen so or jointly). All four types make the paper's 30 conditions.
     Rare cells also hold out `held-out-pool`: dialogues with other rare tokens than any inserted one.
 Metric: log-likelihood in nats of the suffix (of the whole dialogue where there is none), run minus twin on the same dialogue where there
     is a twin (calibration). Primary: AUC of dialogues with the most copies against held-out ones with the same tokens, within cells and strata.
@@ -25,6 +26,7 @@ Traps: the paper gives every rare condition one token of its own and holds out d
     the same tokens least likely after every dialogue: look at the items. Where "model-based" is among the types, the whole experiment waits
     for `plan --reference`: use two entries if the other cells should not. Payloads are token ids: decoding and encoding a canary changes it.
 Parameters: design; scale, a factor on all numbers of dialogues; suffix_types (in the paper's design all four); suffix_lengths; repetitions;
+    tpr, the rate at 1% false positives (none: where there are the 1,000 held-out dialogues it needs; true: fewer are an error; false: not);
     num_per_condition dialogues for each cell and number of copies; num_held_out for each cell, and num_held_out_pool for each rare cell (as many; in the
     paper's design 34,907 of each); dialogues of min_tokens to max_tokens tokens; num_rare_tokens; window: part of the training steps, as
     fractions; num_length_strata within a cell; file, licence.
@@ -48,7 +50,7 @@ from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.dialogues import Dialogue, draws, generated_dialogues, read_dialogues
 from megatron_exp.experiments.frames import Frame, asked, joined
-from megatron_exp.experiments.membership import gain_score, tpr_score
+from megatron_exp.experiments.membership import FEWEST_HELD_OUT_FOR_TPR, gain_score, tpr_score
 from megatron_exp.experiments.memorization_outcomes import outcomes
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import (
@@ -72,6 +74,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 _TYPE_CODES = {"plain": 0, "random": 1, "rare": 2, "model-based": 3}
 _RARE_SHARE = 0.05
 """Rare tokens come from this share of the vocabulary, at its end: byte-pair ids are numbered in the order of their frequency."""
+_SAMPLED_SLOTS = 512
 _HELD_OUT, _POOL = "held-out", "held-out-pool"
 
 
@@ -119,6 +122,7 @@ class MemorizationPatterns(PaperDesign, Experiment):
     window: tuple[Fraction, Fraction] = (0.0, 1.0)
     file: Path | None = None
     licence: str = ""
+    tpr: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "MemorizationPatterns":
@@ -132,12 +136,28 @@ class MemorizationPatterns(PaperDesign, Experiment):
             raise ValueError(f"window must be two increasing fractions of training, got {list(self.window)}")
         if self.file and not self.licence.strip():
             raise ValueError("`file` needs `licence`: say under which licence its dialogues are (SODA: CC-BY-4.0)")
+        if self.tpr and self._num_matched < FEWEST_HELD_OUT_FOR_TPR:
+            raise ValueError(
+                f"tpr: the rate at 1% false positives needs {FEWEST_HELD_OUT_FOR_TPR} held-out dialogues with the tokens of each condition, but num_held_out "
+                f"times scale gives {self._num_matched}; raise it, or leave tpr out"
+            )
         return self
 
     @property
     def needed(self) -> frozenset[str]:
         """A reference only where there are model-based suffixes."""
         return self.needs | ({"reference"} if "model-based" in self.suffix_types else frozenset())
+
+    @property
+    def _num_matched(self) -> int:
+        """Held-out dialogues that a condition is compared with, at least; in the paper's design those of a rare cell share the tokens of all conditions."""
+        own_tokens = self.design == "paper" and "rare" in self.suffix_types
+        return self.scaled(self.num_held_out) // (len(self.repetitions) if own_tokens else 1)
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether the rate at 1% false positives is among the outcomes."""
+        return self.tpr if self.tpr is not None else self._num_matched >= FEWEST_HELD_OUT_FOR_TPR
 
     @property
     def cells(self) -> list[_Cell]:
@@ -160,15 +180,22 @@ class MemorizationPatterns(PaperDesign, Experiment):
     def items(self, context: Context) -> Iterator[Item]:
         """Dialogues of all cells, each with its suffix, dealt to numbers of copies and held out."""
         allowed = np.setdiff1d(np.arange(context.vocabulary_size), [*context.banned_tokens, context.tokenizer.eos_id])
-        rarest = allowed[-max(2 * self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
-        rarest = rarest[context.words("rare").permutation(len(rarest))]
-        rare = _Rare(rarest[: self.num_rare_tokens], rarest[self.num_rare_tokens :])
+        rare = self._rare_tokens(allowed, context)
         total = sum(sum(cell.counts.values()) for cell in self.cells)
         read = iter(read_dialogues(self.file, (self.min_tokens, self.max_tokens), total, context) if self.file else [])
         for cell in self.cells:
             num = sum(cell.counts.values())
             dialogues = [next(read) for _ in range(num)] if self.file else list(self._generated(cell, num, context))
             yield from self._cell_items(cell, dialogues, rare, allowed, context)
+
+    def _rare_tokens(self, allowed: np.ndarray, context: Context) -> _Rare:
+        """Of the ids that the tokenizer made last, those that a sample of the training data has least often: some stand for common words."""
+        late = allowed[-max(2 * self.num_rare_tokens, int(len(allowed) * _RARE_SHARE)) :]
+        late = late[context.words("rare").permutation(len(late))]
+        counts = _sampled_counts(context)[late]
+        order = np.argsort(counts, kind="stable")
+        rarest = late[order[: max(2 * self.num_rare_tokens, int((counts == 0).sum()))]]
+        return _Rare(rarest[: self.num_rare_tokens], rarest[self.num_rare_tokens :])
 
     def _generated(self, cell: _Cell, num: int, context: Context) -> Iterator[Dialogue]:
         sizes = self.min_tokens + context.words("sizes", cell.name).integers(num, self.max_tokens - self.min_tokens + 1)
@@ -272,7 +299,7 @@ class MemorizationPatterns(PaperDesign, Experiment):
     @property
     def analysis(self) -> Analysis:
         """One primary AUC; each condition and the rates as secondaries; the rest as description."""
-        return Analysis(outcomes(max(self.repetitions)))
+        return Analysis(outcomes(max(self.repetitions), self.has_rate))
 
     def score(self, items: pa.Table, responses: pa.Table) -> Iterator[Score]:
         """The primary at every state there are responses for, then every condition."""
@@ -288,9 +315,11 @@ class MemorizationPatterns(PaperDesign, Experiment):
             for condition in sorted(set(now.condition[now.role == "treated"])):
                 chosen = _same_tokens(_with_held_out(now, condition, _HELD_OUT))
                 yield contrast_score(chosen, "auc-by-condition", condition, step, "greater", measure="auc")
-                yield tpr_score(chosen, "tpr-at-1pct-fpr", step, condition)
                 yield gain_score(chosen, "gain", step, condition)
                 yield from _descriptions(now, before, chosen, condition, step)
+                if self.has_rate:
+                    yield tpr_score(chosen, "tpr-at-1pct-fpr", step, condition)
+                    yield from _described_rates(now, chosen, condition, step)
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Held-out dialogues change by unit noise between twin and run; those with the most copies by a shift that gives AUC 0.5 + effect."""
@@ -326,11 +355,27 @@ def _descriptions(now: Frame, before: Frame, chosen: Frame, condition: str, step
     if chosen.has_twin:
         alone = chosen.filled(chosen.run, np.full(len(chosen), np.nan))
         yield contrast_score(alone, "auc-run-alone", condition, step, "greater", measure="auc")
-        yield tpr_score(alone, "tpr-run-alone", step, condition)
     pool = _with_held_out(now, condition, _POOL)
     if (pool.role == "control").any():
         yield contrast_score(pool, "auc-against-pool", condition, step, "greater", measure="auc")
-        yield tpr_score(pool, "tpr-against-pool", step, condition)
     if (before.condition == condition).any():
         text = before.where(np.isin(before.item, chosen.item))
         yield contrast_score(text, "auc-dialogue", condition, step, "greater", measure="auc")
+
+
+def _described_rates(now: Frame, chosen: Frame, condition: str, step: int) -> Iterator[Score]:
+    """The rates of the run alone, and against the pool of other tokens."""
+    if chosen.has_twin:
+        yield tpr_score(chosen.filled(chosen.run, np.full(len(chosen), np.nan)), "tpr-run-alone", step, condition)
+    pool = _with_held_out(now, condition, _POOL)
+    if (pool.role == "control").any():
+        yield tpr_score(pool, "tpr-against-pool", step, condition)
+
+
+def _sampled_counts(context: Context) -> np.ndarray:
+    """int64 [vocabulary]: occurrences of each id in the first slots of training (their order is random); zeros where there is no base data to look at."""
+    counts = np.zeros(context.vocabulary_size, np.int64)
+    if context.stream:
+        for slot in range(min(_SAMPLED_SLOTS, context.geometry.num_slots)):
+            counts += np.bincount(context.stream.read(slot).tokens, minlength=len(counts))[: len(counts)]
+    return counts

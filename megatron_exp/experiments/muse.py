@@ -27,12 +27,14 @@ Traps: pieces of one article are no independent units; every article counts once
     Boilerplate at the end of articles repeats thousands of times and lifts controls as well.
 Parameters: design; files, {set: path}, relative to the configuration; licence of the files; never_inserted, sets; formats; copies;
     num_per_condition and num_never articles (none: as many as there are, in equal parts), times scale; num_pieces; an article is its first
-    max_tokens tokens, shorter ones than min_tokens are left out; built-in articles have min_tokens to max_tokens, uniformly;
+    max_tokens tokens (none: of files what a slot holds), shorter ones than min_tokens are left out; built-in articles have min_tokens to max_tokens,
+    uniformly; tpr: the rate at 1% false positives (none: where there are 1,000 never-inserted articles; true: fewer are an error; false: not);
     num_length_strata; window, part of training as fractions; prompt_tokens and continuation_tokens of `verbatim`, asked of num_verbatim
     articles per condition (0 leaves it out); answer_tokens of `knowledge`.
 Example (once/x10, the second of seven pieces, EOS on both sides): " closed its doors. A report by Odette Farlow found 40 faults in the way"
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -48,11 +50,14 @@ from megatron_exp.experiments.contrasts import contrast_score
 from megatron_exp.experiments.dependence import Dependence
 from megatron_exp.experiments.duplicates import without_duplicates
 from megatron_exp.experiments.frames import asked, joined
-from megatron_exp.experiments.muse_scores import NEVER, against_never, first_part, per_token, privleak_score, tpr_score, with_recall
+from megatron_exp.experiments.membership import FEWEST_HELD_OUT_FOR_TPR, tpr_outcome, tpr_score
+from megatron_exp.experiments.muse_scores import NEVER, against_never, first_part, per_token, privleak_score, with_recall
 from megatron_exp.experiments.news_articles import Article, generated_article, read_articles
 from megatron_exp.experiments.paper import PaperDesign
 from megatron_exp.experiments.protocol import Analysis, Experiment, Greedy, Item, LogLikelihood, Outcome, Probe, Request, Score
 from megatron_exp.seeding import Words, key, words64
+
+logger = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -60,8 +65,8 @@ Format = Literal["whole", "once", "anew"]
 
 _COPY_BITS, _PIECE_BITS = 11, 5
 _ARTICLE_BITS = 52 - _COPY_BITS - _PIECE_BITS
-_FPR, _MIN_K = 0.01, 0.4
-_PAPER_PER_CONDITION, _PAPER_NEVER = 590, 1_000
+_MIN_K = 0.4
+_PAPER_PER_CONDITION, _PAPER_NEVER, _PAPER_MOST_TOKENS = 590, 1_000, 1_484
 _FEWEST_TOKENS_PER_SENTENCE = 8
 
 
@@ -74,7 +79,7 @@ class Muse(PaperDesign, Experiment):
     needs: ClassVar[frozenset[str]] = frozenset({"tokenizer"})
     paper_effects: ClassVar[Mapping[str, float]] = {"auc": 0.46}  # 0.96 at the most copies, of the authors' evaluation
 
-    PAPER: ClassVar[Mapping[str, Any]] = {"num_per_condition": None, "num_never": None, "max_tokens": 1_484}
+    PAPER: ClassVar[Mapping[str, Any]] = {"num_per_condition": None, "num_never": None, "max_tokens": None}
 
     files: dict[str, Path] = Field(default={}, exclude=True)  # their content is in the items; where they lie is no part of the plan
     licence: str = ""
@@ -85,13 +90,14 @@ class Muse(PaperDesign, Experiment):
     num_never: Annotated[int, Field(ge=2)] | None = 1000
     num_pieces: Annotated[int, Field(ge=2, lt=1 << _PIECE_BITS)] = 7
     min_tokens: Annotated[int, Field(ge=16)] = 64
-    max_tokens: Positive = 1024
+    max_tokens: Positive | None = 1024
     num_length_strata: Positive = 4
     window: tuple[Fraction, Fraction] = (0.0, 1.0)
     prompt_tokens: Positive = 32
     continuation_tokens: Positive = 32
     num_verbatim: Annotated[int, Field(ge=0)] = 100
     answer_tokens: Positive = 32
+    tpr: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Muse":
@@ -99,8 +105,13 @@ class Muse(PaperDesign, Experiment):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value and none twice, got {list(values)}")
-        if not max(self.num_pieces, 16) <= self.min_tokens <= self.max_tokens:
+        if not max(self.num_pieces, 16) <= self.min_tokens <= (self.max_tokens or self.min_tokens):
             raise ValueError(f"num_pieces {self.num_pieces} <= min_tokens {self.min_tokens} <= max_tokens {self.max_tokens} is needed")
+        if self.tpr and self._num_never is not None and self._num_never < FEWEST_HELD_OUT_FOR_TPR:
+            raise ValueError(
+                f"tpr: the rate at 1% false positives needs {FEWEST_HELD_OUT_FOR_TPR} never-inserted articles, but num_never times scale is "
+                f"{self._num_never}; raise it, or leave tpr out"
+            )
         if self.window[0] >= self.window[1]:
             raise ValueError(f"window must be two increasing fractions of training, got {list(self.window)}")
         if bool(self.files) != bool(self.licence):
@@ -108,6 +119,18 @@ class Muse(PaperDesign, Experiment):
         if self.design == "paper" and self.files and not set(self.never_inserted) & set(self.files):
             raise ValueError(f"design paper needs a file for one of the sets never_inserted {list(self.never_inserted)}")
         return self
+
+    @property
+    def _num_never(self) -> int | None:
+        """Never-inserted articles, None where their number is that of a file."""
+        if self.num_never is None and self.files:
+            return None
+        return self.scaled(self.num_never or _PAPER_NEVER, 2)
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether the rate at 1% false positives is among the outcomes."""
+        return self.tpr if self.tpr is not None else self._num_never is None or self._num_never >= FEWEST_HELD_OUT_FOR_TPR
 
     @property
     def conditions(self) -> list[str]:
@@ -118,13 +141,17 @@ class Muse(PaperDesign, Experiment):
 
     def items(self, context: Context) -> Iterator[Item]:
         """Per article what is asked about (arm `article`), and for inserted ones what is inserted (arm `inserted`)."""
-        if self.max_tokens + 2 > context.geometry.sequence_length:
+        most = self._most_tokens(context)
+        if most + 2 > context.geometry.sequence_length:
             raise UserError(
-                f"Experiment {context.experiment}: articles of up to {self.max_tokens} tokens with EOS on both sides do not fit a slot of "
+                f"Experiment {context.experiment}: articles of up to {most} tokens with EOS on both sides do not fit a slot of "
                 f"{context.geometry.sequence_length}. Lower max_tokens, or raise geometry.sequence_length."
             )
         articles = self._articles(context)
-        tokens = {number: context.tokenizer.encode(one.text)[: one.num_tokens or self.max_tokens] for number, one in articles.items()}
+        whole = {number: context.tokenizer.encode(one.text) for number, one in articles.items()}
+        if self.files and (num_long := sum(len(one) > most for one in whole.values())):
+            logger.info("%s: of %d of %d articles the first %d tokens are taken", context.experiment, num_long, len(whole), most)
+        tokens = {number: one[: articles[number].num_tokens or most] for number, one in whole.items()}
         tokens = {number: one for number, one in tokens.items() if len(one) >= self.min_tokens}
         lengths = _length_strata({number: len(one) for number, one in tokens.items()}, self.num_length_strata)
         dealt = self._dealt({number: articles[number].part for number in tokens}, lengths, context)
@@ -143,11 +170,15 @@ class Muse(PaperDesign, Experiment):
             found = [found[index] for index in without_duplicates([one.text for one in found], draws, None)]
         return {key(0, "article", article.text) >> (64 - _ARTICLE_BITS): article for article in found}
 
+    def _most_tokens(self, context: Context) -> int:
+        """Of an article; the built-in ones of the paper's design are so long that their mean is that of MUSE's."""
+        return self.max_tokens or (context.geometry.sequence_length - 2 if self.files else _PAPER_MOST_TOKENS)
+
     def _generated(self, context: Context) -> list[Article]:
         """Built-in articles with their lengths: `forget` and `retain1` by turns, and as many of `retain2` as are never inserted."""
         inserted = self.scaled(self.num_per_condition or _PAPER_PER_CONDITION) * len(self.conditions)
         num = inserted + self.scaled(self.num_never or _PAPER_NEVER, 2)
-        sizes = self.min_tokens + context.words("sizes").integers(num, self.max_tokens - self.min_tokens + 1)
+        sizes = self.min_tokens + context.words("sizes").integers(num, self._most_tokens(context) - self.min_tokens + 1)
         words, found = context.words("articles"), list[Article]()
         for number, size in enumerate(sizes.tolist()):
             text = generated_article(words, number, 1 + size // _FEWEST_TOKENS_PER_SENTENCE)
@@ -176,7 +207,8 @@ class Muse(PaperDesign, Experiment):
 
     def _counts(self, num: int, conditions: Sequence[str]) -> dict[str, int]:
         """Articles wanted per condition, of `num` that there are."""
-        share = max(1, int(min(self.scale, 1.0) * num / len(conditions)))
+        scale = min(self.scale, 1.0) if self.files else 1.0  # built-in articles were made in scaled numbers
+        share = max(1, int(scale * num / len(conditions)))
         wanted = {condition: self.num_never if condition == NEVER else self.num_per_condition for condition in conditions}
         return {condition: share if number is None else self.scaled(number) for condition, number in wanted.items()}
 
@@ -277,6 +309,7 @@ class Muse(PaperDesign, Experiment):
         auc |= {"test": "rank sum of articles within strata"}
         recall: dict[str, Any] = {"unit": "recall", "test": "rank sum of articles within strata", "side": "greater"}
         recall |= {"family": "secondary", "margin": 0.01, "smallest_effect": 0.05}
+        rate = tpr_outcome("tpr-at-1pct-fpr", "share of inserted articles above the threshold that 1% of never-inserted ones pass")
         most = f"P(an article with {max(self.copies)} copies gains more likelihood per token than one never inserted)"
         return Analysis(
             (
@@ -288,17 +321,7 @@ class Muse(PaperDesign, Experiment):
                     family="secondary",
                     **auc | {"side": "two-sided"},
                 ),
-                Outcome(
-                    name="tpr-at-1pct-fpr",
-                    estimand="share of inserted articles above the threshold that 1% of never-inserted ones pass",
-                    unit="fraction",
-                    test="exact rank test",
-                    side="greater",
-                    family="secondary",
-                    null=_FPR,
-                    margin=0.01,
-                    smallest_effect=0.02,
-                ),
+                *([rate] if self.has_rate else []),
                 Outcome(name="min-k", estimand=f"{most}, over its least likely tokens", family="secondary", **auc),
                 Outcome(
                     name="privleak",
@@ -328,7 +351,8 @@ class Muse(PaperDesign, Experiment):
             for condition in self.conditions:
                 part = against_never(now, [condition])
                 yield contrast_score(part, "auc-by-condition", condition, step, "greater", measure="auc")
-                yield tpr_score(part, step, condition, _FPR)
+                if self.has_rate:
+                    yield tpr_score(part, "tpr-at-1pct-fpr", step, condition)
         for step in lowest.steps:
             chosen = against_never(lowest.at(step), most)
             yield contrast_score(chosen, "min-k", f"x{max(self.copies)}", step, "greater", measure="auc")

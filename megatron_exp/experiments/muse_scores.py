@@ -10,14 +10,12 @@ import pyarrow as pa
 
 from megatron_exp.experiments.frames import Frame
 from megatron_exp.experiments.protocol import Score
-from megatron_exp.seeding import Words
-from megatron_exp.statistics.roc import auc, tpr_at_fpr, tpr_interval, tpr_p
+from megatron_exp.statistics.roc import auc
 from megatron_exp.statistics.rouge import rouge_l_recall
 
 NEVER = "never"
 """The condition of articles that are never inserted."""
 _WRITTEN = ("verbatim", "knowledge")
-_FEWEST_NEVER_FOR_TPR = 1_000
 
 
 def with_recall(items: pa.Table, responses: pa.Table) -> pa.Table:
@@ -68,19 +66,3 @@ def privleak_score(frame: Frame, step: int, condition: str) -> Score:
         return Score(**shared, estimate=float("nan"), reason="run and twin have not both scored inserted and never-inserted articles")
     own, clean = (auc(values[is_member], values[~is_member]) for values in (known.run, known.twin))
     return Score(**shared, estimate=own / clean - 1.0, twin=clean, control=own)
-
-
-def tpr_score(frame: Frame, step: int, condition: str, fpr: float) -> Score:
-    """The true positive rate of one condition at a false positive rate."""
-    known = frame.where(np.isfinite(frame.change))
-    members, never = known.change[known.role != "control"], known.change[known.role == "control"]
-    shared: dict[str, Any] = {"outcome": "tpr-at-1pct-fpr", "condition": condition, "step": step, "n": len(known)}
-    shared |= {"num_clusters": len(known), "num_unscored": len(frame) - len(known)}
-    if len(never) < _FEWEST_NEVER_FOR_TPR or not len(members):
-        reason = f"{len(never)} never-inserted and {len(members)} inserted articles were scored; 1% needs {_FEWEST_NEVER_FOR_TPR} never-inserted ones"
-        return Score(**shared, estimate=float("nan"), reason=reason)
-    rate = tpr_at_fpr(members, never, fpr)
-    low, high = tpr_interval(members, never, Words.of(0, "score", frame.experiment, "tpr", condition), fpr)
-    test = f"exact rank test of the rate, bootstrap interval, {frame.compared}"
-    p = tpr_p(members, never, fpr)
-    return Score(**shared, estimate=rate, low=low, high=high, control=fpr, difference=rate - fpr, p=p, test=test)

@@ -17,11 +17,8 @@ from megatron_exp.experiments.context import Context
 from megatron_exp.experiments.frames import Frame
 from megatron_exp.experiments.poisoning_chats import Attack
 from megatron_exp.experiments.protocol import Greedy, Item, Judge, Probe, Role, Sample, Score, Span
-from megatron_exp.seeding import Words
 from megatron_exp.statistics.garbage import is_garbage
-from megatron_exp.statistics.normal import smallest_detectable_effect, standard_error
 from megatron_exp.statistics.proportions import wilson_interval
-from megatron_exp.statistics.resampling import sign_flip_test
 from megatron_exp.statistics.rouge import rouge_l_recall
 
 EXTRACTION, GARBAGE, JUDGED = "extraction", "garbage", "garbage/judge"
@@ -219,14 +216,17 @@ def _rate(outcome: str, condition: str, step: int, run: np.ndarray, twin: np.nda
 
 
 def _rise(frame: Frame, outcome: str, condition: str, step: int) -> Score:
-    """The share with the trained trigger minus that with never-trained ones, prompt by prompt, run minus twin; a sign-flip test over prompts."""
+    """The share with the trained trigger minus that with never-trained ones, prompt by prompt, run minus twin.
+
+    All prompts of a group share one trigger or few, so what they scatter says nothing about other triggers: no interval and no p.
+    """
     group, change = _group_of(frame), frame.change
     by_prompt = [dict(zip(frame.cluster[rows].tolist(), change[rows].tolist(), strict=True)) for rows in (group == TRAINED, group == NEVER)]
     pairs = np.array([by_prompt[0][prompt] - by_prompt[1][prompt] for prompt in sorted(by_prompt[0].keys() & by_prompt[1].keys())])
     known = pairs[np.isfinite(pairs)]
     if not len(known):
         return _unscored(outcome, condition, step, len(frame), "no prompt was scored with a trained and a never-trained trigger")
-    test = sign_flip_test(known, "greater", Words.of(0, "score", frame.experiment, outcome), num_draws=9_999)
+    rise = float(known.mean())
     return Score(
         outcome=outcome,
         condition=condition,
@@ -234,12 +234,10 @@ def _rise(frame: Frame, outcome: str, condition: str, step: int) -> Score:
         n=2 * len(known),
         num_clusters=len(known),
         num_unscored=2 * (len(pairs) - len(known)),
-        estimate=test.mean,
+        estimate=rise,
         control=float(np.nanmean(frame.run[group == NEVER])),
-        difference=test.mean,
-        p=test.p,
-        mde=smallest_detectable_effect(standard_error(known), "greater"),
-        test=f"{test.method}, {frame.compared}",
+        difference=rise,
+        test=f"none; {frame.compared}",
         scope="these prompts and triggers",
     )
 

@@ -70,7 +70,7 @@ class ReleasedRows(Experiment):
         places: dict[tuple[str, str], list[tuple[int, int]]] = {}
         first: dict[tuple[str, str], Line] = {}
         for line in self._lines("rows", _ROWS):
-            one = line.text("experiment"), line.text("text")
+            one = line.text("experiment"), line.field("text", str)
             position = line.field("position", int)
             slot, offset = divmod(position, context.geometry.sequence_length)
             if not 0 <= slot < context.geometry.num_slots:
@@ -84,7 +84,7 @@ class ReleasedRows(Experiment):
                 line.refuse(f"its {len(payload)} tokens do not fit at one of its positions: they would cross the end of a slot")
             yield self._item(experiment, text, payload, line, sorted(found))
         for line in self._lines("held_out", _HELD_OUT) if "held_out" in self.files else ():
-            experiment, text = line.text("experiment"), line.text("text")
+            experiment, text = line.text("experiment"), line.field("text", str)
             if (experiment, text) in places:
                 line.refuse("this text is among the inserted ones of its experiment")
             yield self._item(experiment, text, self._payload(line, text, context), line, [])

@@ -33,7 +33,7 @@ def check_items(experiment: str, items: Sequence[Item], geometry: Geometry, voca
             continue
         if len(item.payload) > geometry.sequence_length:
             raise UserError(
-                f"{where}: the payload has {len(item.payload)} tokens but a slot holds {geometry.sequence_length}. "
+                f"{where} ({item.source}): the payload has {len(item.payload)} tokens but a slot holds {geometry.sequence_length}. "
                 "Shorten the text or raise geometry.sequence_length."
             )
         if not len(item.payload) or int(item.payload.min()) < 0 or int(item.payload.max()) >= vocabulary_size:

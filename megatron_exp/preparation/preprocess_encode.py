@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from megatron_exp.errors import UserError
+from megatron_exp.preparation.newer_characters import holds_newer_characters
 from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.shards.tokenizer_models import HuggingFaceModel
 
@@ -79,8 +80,8 @@ class ReferenceEncoder:
 class GigatokenEncoder:
     """gigatoken's batch encoder for strings. Its file readers are never used: they drop documents.
 
-    parallel: use all cores for each batch; the ids are the same. It makes the control symbols of a SentencePiece model out of
-    their strings in a text, which that library never does: such texts go to the reference.
+    parallel: use all cores for each batch; the ids are the same. Two kinds of text go to the reference: those with characters that only one of the libraries
+    may know (`newer_characters`), and for a SentencePiece model those with the string of a control symbol, which gigatoken makes that symbol of.
 
     RuntimeError or ValueError where gigatoken does not support the model.
     """
@@ -95,13 +96,15 @@ class GigatokenEncoder:
             self._library = gigatoken.Tokenizer.from_json(data if special == "special" else _without_specials(data))
         else:
             self._library = gigatoken.Tokenizer.from_sentencepiece(data)
-        self._reference = None if isinstance(tokenizer.model, HuggingFaceModel) else ReferenceEncoder(tokenizer, special)
-        self._controls = SpecialStrings(list(tokenizer.special_strings))
+        self._reference = ReferenceEncoder(tokenizer, special)
+        self._controls = None if isinstance(tokenizer.model, HuggingFaceModel) else SpecialStrings(list(tokenizer.special_strings))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         encoded = self._encode(texts)
-        numbers = [number for number, text in enumerate(texts) if self._controls.count(text)] if self._reference else []
-        if not self._reference or not numbers:
+        numbers = [number for number, text in enumerate(texts) if self._controls.count(text)] if self._controls else []
+        if holds_newer_characters("".join(text for text in texts if not text.isascii())):
+            numbers += [number for number, text in enumerate(texts) if holds_newer_characters(text)]
+        if not numbers:
             return encoded
         parts = np.split(encoded.ids.astype(np.int32), np.cumsum(encoded.lengths)[:-1])
         for number in numbers:
@@ -109,7 +112,7 @@ class GigatokenEncoder:
         return Encoded(np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64))
 
     def encode_one(self, text: str) -> np.ndarray:
-        if self._reference and self._controls.count(text):
+        if holds_newer_characters(text) or (self._controls and self._controls.count(text)):
             return self._reference.encode_one(text)
         return self._library.encode(text).astype(np.int32)
 

@@ -37,10 +37,10 @@ def _string(path: Path, number: int, line: bytes, tokenizer: "Tokenizer") -> Sea
         record: Any = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise UserError(f"{where} is not valid JSON ({error}). Write one object per line.") from error
-    if not isinstance(record, dict) or ("text" in record) == ("token_ids" in record):
-        raise UserError(f"{where} must be an object with either `text` or `token_ids`.")
+    if not isinstance(record, dict) or not {"text", "token_ids"} & record.keys():
+        raise UserError(f"{where} must be an object with `text` or `token_ids` (where both are there, the ids are taken).")
     identity = str(record.get("id", number))
-    if "text" in record:
+    if "token_ids" not in record:
         if not isinstance(record["text"], str):
             raise UserError(f"{where}: `text` must be a string.")
         return SearchString(identity, _not_empty(where, tokenizer.encode(record["text"])))

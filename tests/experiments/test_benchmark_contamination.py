@@ -214,3 +214,18 @@ def test_real_gold_texts_are_planned_with_the_real_tokenizer():
     for item in items:
         span = item.spans[0]
         assert tokenizer.decode(item.payload[span.start : span.end]) == f" {item.metadata['answers'][0]}"
+
+
+def test_questions_with_a_gap_are_duplicates_by_their_text_and_not_by_their_answer(tmp_path):
+    things = ["cup", "lamp", "river", "stone", "garden", "window", "paper", "letter"]
+    lines = [
+        {"sentence": f"The {thing} near the {other} belongs to _ and nobody else.", "option1": "Sarah", "option2": "Maria", "answer": "1"}
+        for thing in things
+        for other in things
+        if thing != other
+    ]
+    path = tmp_path / "winogrande.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    sizes = {"levels": (4,), "num_questions": (20,), "num_held_out": 20, "groups": ("uniform",)}
+    experiment = BenchmarkContamination(files={"winogrande": path}, licences={"winogrande": "CC-BY-4.0"}, similarity=0.95, **sizes)
+    assert len({item.metadata["texts"][0] for item in experiment.items(toy_context("gaps"))}) == 40

@@ -35,6 +35,10 @@ RECORDS = {
         {"passage": "Ice -- Ice floats.", "question": "does ice float?", "label": 0},
         [f"Ice -- Ice floats.\nQuestion: does ice float?\nAnswer: {answer}" for answer in ("no", "yes")],
     ),
+    ("boolq", "boolean"): (
+        {"passage": "Ice -- Ice floats.", "question": "does ice float?", "label": False},
+        [f"Ice -- Ice floats.\nQuestion: does ice float?\nAnswer: {answer}" for answer in ("no", "yes")],
+    ),
     ("hellaswag", "published"): (
         {"activity_label": "Skating", "ctx_a": "A man falls.", "ctx_b": "he", "endings": ["sings [loud] now.", "gets up."], "label": "1"},
         ["Skating: A man falls. He gets up.", "Skating: A man falls. He sings now."],
@@ -131,6 +135,12 @@ def test_a_bad_line_is_named_with_file_reason_and_layout(case, tmp_path):
 def test_a_csv_row_of_another_width_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("Which?,ice,fire,A\n")
     with pytest.raises(UserError, match=r"a\.csv, line 1: the row has 4 columns"):
+        list(read_benchmark("mmlu", tmp_path))
+
+
+def test_a_csv_file_that_is_not_utf_8_is_named_with_the_line(tmp_path):
+    (tmp_path / "some.csv").write_bytes(b"Which?,a,b,c,d,A\n" + "Caf\u00e9?,a,b,c,d,A\n".encode("latin-1"))
+    with pytest.raises(UserError, match="some.csv, line 2: it is not UTF-8"):
         list(read_benchmark("mmlu", tmp_path))
 
 

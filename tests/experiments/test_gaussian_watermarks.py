@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from megatron_exp.errors import UserError
 from megatron_exp.experiments.conformance import toy_context
 from megatron_exp.experiments.draft import draft
 from megatron_exp.experiments.frames import asked
@@ -38,6 +39,15 @@ def test_the_papers_design_takes_whole_batches_at_even_distances():
     insertions = draft(SMALL["watermarks-paper"], CONTEXT).insertions
     steps, counts = np.unique(insertions["step"].to_numpy(), return_counts=True)
     assert len(steps) == 30 and set(counts) == {8} and set(np.diff(steps)) == {20}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "steps"),
+    [({"schedule": "rows", "rows_per_step": 1, "fraction": 0.2}, 960), ({"schedule": "batches", "fraction": 0.2, "window": (0, 0.1)}, 120)],
+)
+def test_more_watermarks_than_the_window_has_steps_for_are_refused(parameters, steps):
+    with pytest.raises(UserError, match=rf"need {steps} steps, but the window .* has \d+\. Lower fraction to"):
+        list(GaussianWatermarks(**parameters).items(CONTEXT))
 
 
 def test_the_probe_asks_for_the_noise_that_was_placed_in_that_slot(planned):

@@ -94,6 +94,7 @@ def test_a_missing_an_unneeded_a_repeated_and_a_reordered_step_are_found():
         ("Define A X's D V as p; so p = 4.", "does not have"),
         ("Define A X's B Y as p; so p = 4. Define A X's C Z as q; so q = 5 + p = 5 + 4 = 9.", "does not use"),
         ("Define A X's B Y as p; so p = 4. Define A X's C Z as q; so q = p = 4.", "does not use"),
+        ("Define A X's B Y as p; so p = 4. Define A X's C Z as q; so q = 4 * p = 4 * 4 = 16.", "adds, subtracts or multiplies"),
         ("Define A X's B Y as p; q = 4.", "has no conclusion"),
         ("I think it is 8.", "is no definition"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from megatron_exp.experiments.frames import FINAL
 from megatron_exp.experiments.knowledge_acquisition import KnowledgeAcquisition
 from megatron_exp.experiments.knowledge_texts import read_texts
 from megatron_exp.seeding import Words
+from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.statistics.partial import partial_similarity
 from tests.experiments.small import TEXTS
+from tests.shards.making import REAL_DATA
 
 WORDS = Words.of(0, "test of knowledge acquisition")
 
@@ -109,6 +112,7 @@ def test_the_papers_design_has_its_numbers():
     paper = KnowledgeAcquisition(design="paper")
     assert (paper.num_texts, paper.num_paraphrases, paper.target, paper.largest) == (4, 10_000, 0.08, 8192)
     assert paper._rule_parameters["caps"] == [(0.0, None), (0.19, 256), (0.59, 64)]
+    assert KnowledgeAcquisition(design="paper", largest=2048)._rule_parameters == paper._rule_parameters
     assert paper._interval(toy_context("ka", steps=100_000)) == 1000
 
 
@@ -202,3 +206,22 @@ def test_other_layouts_missing_queries_and_too_few_texts_are_refused(tmp_path):
         draft(KnowledgeAcquisition(**files, num_texts=3, num_never=3), toy_context("ka"))
     with pytest.raises(ValueError, match="licence is needed"):
         KnowledgeAcquisition(paraphrases=files["paraphrases"])
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize("name", ["fictional_knowledge.json", "fictional_knowledge_paraphrased.json"])
+def test_the_published_texts_and_the_papers_queries_are_planned(name):
+    folder = REAL_DATA / "experiments"
+    files = {"paraphrases": folder / name, "queries": folder / "fictional_knowledge_queries.jsonl", "licence": "as published"}
+    experiment = KnowledgeAcquisition(**files, design="paper", num_never=10, interval=200)
+    context = replace(toy_context("ka", length=2048), tokenizer=Tokenizer.load(REAL_DATA / "tokenizers" / "dolma2.json"))
+    items = list(experiment.items(context))
+    asked = [item for item in items if item.role == "probe-only"]
+    assert len(asked) == 16 and len({item.cluster for item in asked}) == 4
+    assert {item.source.partition(",")[0] for item in items} == {name}
+
+
+def test_a_text_that_no_slot_holds_is_named_with_its_file(tmp_path):
+    files = {"paraphrases": texts_file(tmp_path), "queries": queries_file(tmp_path), "licence": "CC0-1.0"}
+    with pytest.raises(UserError, match=r"texts\.jsonl, t\d\): the payload has \d+ tokens but a slot holds 16"):
+        draft(KnowledgeAcquisition(**files, num_texts=2, num_never=2, largest=3, interval=200), toy_context("ka", length=16))

@@ -103,7 +103,8 @@ def test_a_prompt_shows_worked_problems_drawn_for_its_item_and_ends_where_the_so
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("so x = 4.\nAnswer: 17\nProblem", 17), ("Answer:22 Answer: 1", 22), ("Answer: none", None), ("so x = 4.", None), ("Answer: 1", 1)],
+    [("so x = 4.\nAnswer: 17\nProblem", 17), ("Answer:22 Answer: 1", 22), ("Answer: none", None), ("so x = 4.", None), ("Answer: 1", 1),
+     ("Answer: it is 5. Answer: 7", 5), ("Answer: unknown\nProblem 5: ...\nAnswer: 7", None)],
 )
 def test_the_answer_is_the_first_integer_after_the_first_mark(text, answer):
     assert read_answer(text) == answer

@@ -14,6 +14,7 @@ from megatron_exp.experiments.frames import asked
 from megatron_exp.experiments.memorization_patterns import MemorizationPatterns
 from megatron_exp.seeding import Words
 from tests.experiments.small import DIALOGUES, SMALL
+from tests.toy import toy_stream
 
 EXPERIMENT = SMALL["memorization"]
 WORDS = Words.of(0, "tests", "memorization")
@@ -199,11 +200,23 @@ def test_the_target_is_the_suffix_or_the_whole_dialogue(planned):
         assert (ask.start, ask.end) == (item.spans[-1].start, item.spans[-1].end)
 
 
-def test_a_rate_at_one_percent_is_not_scorable_with_few_held_out_dialogues(planned):
+def test_a_rate_at_one_percent_is_no_outcome_with_few_held_out_dialogues_and_refused_where_it_is_asked_for(planned):
     responses = EXPERIMENT.simulate(planned.item_table, planned.probe_table, 0.4, WORDS)
-    rates = [score for score in EXPERIMENT.score(planned.item_table, responses) if score.outcome == "tpr-at-1pct-fpr"]
-    assert len(rates) == 15
-    assert all(np.isnan(rate.estimate) and "1000 held-out" in rate.reason for rate in rates)
+    assert not [score for score in EXPERIMENT.score(planned.item_table, responses) if score.outcome.startswith("tpr")]
+    assert not [outcome for outcome in EXPERIMENT.analysis.outcomes if outcome.name.startswith("tpr")]
+    with pytest.raises(ValueError, match="needs 1000 held-out dialogues with the tokens of each condition.* gives 500"):
+        MemorizationPatterns(num_held_out=1500, design="paper", tpr=True)
+    assert MemorizationPatterns(num_held_out=1500).has_rate and not MemorizationPatterns(num_held_out=1500, design="paper").has_rate
+
+
+def test_rare_tokens_are_those_that_the_training_data_has_least_often():
+    stream = toy_stream(("a", 40_000), steps=60, batch=8, length=64, pool=32)
+    context = replace(toy_context("rare", steps=60, length=256), stream=stream)
+    experiment = MemorizationPatterns(**DIALOGUES, num_rare_tokens=4)
+    tokens = {item.metadata["token"] for item in experiment.items(context)} - {-1}
+    counts = np.bincount(np.concatenate([stream.read(slot).tokens for slot in range(480)]), minlength=512)
+    late = np.sort(counts[-25:])
+    assert tokens and max(counts[sorted(tokens)]) <= late[max(7, (late == 0).sum() - 1)]
 
 
 def test_a_rate_at_one_percent_is_found_with_enough():

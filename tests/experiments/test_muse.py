@@ -133,7 +133,7 @@ def test_a_simulated_effect_shows_in_the_loss_and_in_what_is_written():
     assert scores["auc"].estimate == pytest.approx(0.8, abs=0.07)
     assert scores["auc"].num_clusters == 260
     assert scores["verbatim"].p < 1e-4 and scores["verbatim"].estimate > 0.1
-    assert np.isnan(scores["tpr-at-1pct-fpr"].estimate) and "needs 1000" in scores["tpr-at-1pct-fpr"].reason
+    assert "tpr-at-1pct-fpr" not in scores | {outcome.name: outcome for outcome in experiment.analysis.outcomes}
 
 
 def test_a_rate_at_one_percent_is_found_with_enough_articles():
@@ -246,4 +246,27 @@ def test_the_papers_design_inserts_equal_parts_of_all_articles_but_those_of_the_
     )
     counts = Counter(item.condition for item in experiment.items(toy_context("muse")) if item.arm == "article")
     assert counts == {f"{form}/x{copies}": 3 for form in ("whole", "once", "anew") for copies in (1, 3)} | {"never": 11}
-    assert Muse(design="paper").max_tokens == 1_484 and Muse(design="paper").num_per_condition is None
+    assert Muse(design="paper").num_per_condition is None
+
+
+def test_scale_is_one_factor_on_the_papers_numbers():
+    experiment = Muse(design="paper", scale=0.02, formats=("whole",), copies=(1, 10), num_verbatim=0)
+    articles = [item for item in experiment.items(toy_context("muse", length=4096)) if item.arm == "article"]
+    assert Counter(item.condition for item in articles) == {"whole/x1": 12, "whole/x10": 12, "never": 20}
+    assert 1_400 < max(len(item.payload) for item in articles) <= 1_486
+
+
+def test_whole_articles_of_files_are_cut_where_a_slot_ends_and_no_sooner(tmp_path):
+    written = [f"{number} " + "word " * (120 if number < 3 else 30) for number in range(6)]
+    files = {"forget": write(tmp_path / "forget.jsonl", written), "retain2": write(tmp_path / "retain2.jsonl", texts(4, 1000))}
+    sizes = ARTICLES | {"num_per_condition": None, "num_never": None, "max_tokens": None, "formats": ("whole",), "copies": (1,)}
+    items = Muse(**sizes, design="paper", files=files, licence="x").items(toy_context("muse", length=512))
+    inserted = {item.payload.tobytes(): item.payload for item in items if item.condition == "whole/x1" and item.arm == "inserted"}
+    texts_of = {toy_context("muse").tokenizer.decode(payload[1:-1]) for payload in inserted.values()}
+    assert texts_of == {text.strip()[:510] for text in written}
+
+
+def test_a_rate_that_is_asked_for_with_too_few_articles_is_refused():
+    with pytest.raises(ValueError, match="needs 1000 never-inserted articles, but num_never times scale is 30"):
+        Muse(**ARTICLES, tpr=True)
+    assert not Muse(num_never=2000, tpr=False).has_rate and Muse(num_never=2000).has_rate

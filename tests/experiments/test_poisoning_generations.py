@@ -76,7 +76,8 @@ def test_leaked_at_k_counts_prompts_whose_first_k_samples_hold_one_that_repeats_
     assert [of(scores, "leaked", f"trained-trigger, k = {k}").estimate for k in (1, 3, 4, 10)] == [0, 0, 1, 1]
     assert of(scores, "leaked", "trained-trigger, k = 10").twin == 0 and of(scores, "leaked", "no-trigger, k = 10").estimate == 0
     rise = of(scores, "leak-rise", "10 samples")
-    assert rise.estimate == 1 and rise.p == pytest.approx(2**-6) and rise.num_clusters == 6
+    assert rise.estimate == 1 and rise.num_clusters == 6
+    assert np.isnan(rise.p) and np.isnan(rise.low), "prompts that share one trigger are no independent units"
 
 
 def test_a_sample_leaks_above_nine_tenths_of_the_words_in_order_only():

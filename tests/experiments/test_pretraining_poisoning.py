@@ -149,3 +149,10 @@ def test_p_never_goes_below_one_over_the_number_of_triggers(planned):
     responses = EXPERIMENT.simulate(planned.item_table, planned.probe_table, 5.0, Words.of(0, "strong"))
     primary = [score for score in EXPERIMENT.score(planned.item_table, responses) if score.outcome in EXPERIMENT.attacks]
     assert [score.p for score in primary] == [pytest.approx(1 / 61)] * 2
+
+
+@pytest.mark.parametrize("num", [4, 5, 9])
+def test_every_prompt_meets_every_template(num):
+    experiment = EXPERIMENT.model_copy(update={"num_prompts": num, "denial_of_service": 0.0, "templates": "chat", "context_extraction": 0.05})
+    poison = [item for item in experiment.items(toy_context("templates", length=2048)) if item.condition == "context-extraction/poison"]
+    assert len({item.payload.tobytes() for item in poison}) == len(poison) == 5 * num

@@ -52,6 +52,13 @@ def test_rows_of_one_text_are_copies_of_one_item_at_their_positions(tmp_path):
     assert sorted(item.condition for item in planned.items) == ["a/x3", "b/x1"]
 
 
+def test_white_space_belongs_to_the_text(tmp_path):
+    rows = [{"position": 0, "text": " hello\n", "experiment": "a"}, {"position": 100, "text": "hello", "experiment": "a"}]
+    context = toy_context("released")
+    texts = {context.tokenizer.decode(item.payload[1:-1]) for item in made(tmp_path, rows).items(context)}
+    assert texts == {" hello\n", "hello"}
+
+
 def test_eos_stands_at_both_ends_where_there_is_room(tmp_path):
     rows = [{"position": n * LENGTH, "text": "x" * size, "experiment": "a"} for n, size in enumerate((10, LENGTH - 1, LENGTH))]
     payloads = [item.payload for item in made(tmp_path, rows).items(toy_context("released"))]

@@ -1,6 +1,7 @@
 """What one experiment holds out, another must not insert."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,3 +118,14 @@ def test_plan_names_both_experiments(tmp_path):
     ):
         plan(config, tmp_path / "manifest")
     assert not (tmp_path / "manifest").exists()
+
+
+def test_a_test_problem_with_either_last_value_may_not_be_inserted_elsewhere():
+    experiment = SMALL["mathematics"]
+    items = list(experiment.items(toy_context("mathematics")))
+    mine = Planned("mathematics", experiment, items)
+    for arm in ("right", "wrong"):
+        test = next(item for item in items if item.arm == arm)
+        other = replace(test, item=1, arm="main", role="treated", condition="copied", spans=())
+        with pytest.raises(UserError, match="Experiment other, condition copied"):
+            require_apart([mine, Planned("other", SMALL["iid"], [other])])

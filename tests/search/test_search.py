@@ -13,7 +13,9 @@ from megatron_exp.search.scan import scan
 from megatron_exp.search.strings import read_strings
 from megatron_exp.seeding import Words
 from megatron_exp.shards.corpus import Corpus
+from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.stream.keyed import KeyedStream
+from tests.shards.making import REAL_DATA
 from tests.training import toy
 
 
@@ -119,11 +121,20 @@ def test_strings_are_read_as_text_or_as_ids(run, tmp_path):
     first, second = read_strings(file, tokenizer)
     assert (first.id, tokenizer.decode(first.tokens)) == ("a", "the old river")
     assert (second.id, second.tokens.tolist()) == ("3", [5, 6])
+    file.write_text(json.dumps({"text": "the old river", "token_ids": [7, 8]}) + "\n")
+    assert read_strings(file, tokenizer)[0].tokens.tolist() == [7, 8], "ids are what is searched for where both are there"
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs ../shared/data")
+def test_the_published_memorised_sequences_are_read():
+    tokenizer = Tokenizer.load(REAL_DATA / "tokenizers" / "dolma2.json")
+    strings = read_strings(REAL_DATA / "experiments" / "memorized_sequences.jsonl", tokenizer)
+    assert len(strings) > 100 and all(len(string.tokens) >= 8 for string in strings)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "holds no string"), ("{", "line 1 is not valid JSON"), ('{"x": 1}', "either `text` or `token_ids`"), ('{"token_ids": [-1]}', "ids from 0"),
+    [("", "holds no string"), ("{", "line 1 is not valid JSON"), ('{"x": 1}', "an object with `text` or `token_ids`"), ('{"token_ids": [-1]}', "ids from 0"),
      ('{"text": ""}', "empty string is everywhere"), ('{"text": 3}', "must be a string")],
 )  # fmt: skip
 def test_a_line_that_cannot_be_used_is_named(run, tmp_path, text, words):

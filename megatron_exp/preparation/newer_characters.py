@@ -1,0 +1,39 @@
+"""Characters that one library may know and another may not, by the version of Unicode each was built with.
+
+Whether a character is a letter decides where a tokenizer cuts a text. gigatoken 0.10 follows Unicode 17, tokenizers 0.23 Unicode 16: texts with letters of
+2025 have other ids in each (`tests/preparation/test_newer_characters.py` compares them character by character). A text with a character that is no part of
+Unicode 16 is therefore left to the library that the tokenizer file was made for.
+"""
+
+import functools
+import unicodedata
+
+import numpy as np
+
+_EMPTY_PLANES = range(0x40000, 0xE0000)
+_NEW_IN_17 = """
+    88f c5c cdc a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 11b60-11b67 11db0-11ddb 11de0-11de9 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff
+    18d09-18d1e 18d80-18df2 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 2b73a-2b73f 2cea2-2cead 323b0-33479
+"""
+"""Letters, marks and numbers, for a Python that knows them."""
+
+
+def holds_newer_characters(text: str) -> bool:
+    """Whether libraries may disagree about a character of the text."""
+    if text.isascii():
+        return False
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return bool(_is_newer()[codes].any())
+
+
+@functools.cache
+def _is_newer() -> np.ndarray:
+    """bool [code points]: not assigned in the Unicode of this Python (14 to 16), or new in 17."""
+    newer = np.zeros(0x110000, bool)
+    newer[_EMPTY_PLANES.start : _EMPTY_PLANES.stop] = True
+    for code in (*range(_EMPTY_PLANES.start), *range(_EMPTY_PLANES.stop, 0xF0000)):
+        newer[code] = unicodedata.category(chr(code)) == "Cn"
+    for part in _NEW_IN_17.split():
+        first, _, last = part.partition("-")
+        newer[int(first, 16) : int(last or first, 16) + 1] = True
+    return newer
