@@ -10,6 +10,8 @@ import unicodedata
 
 import numpy as np
 
+_FIRST_NEWER = 0x378
+"""The first character that Unicode 16 leaves unassigned."""
 _EMPTY_PLANES = range(0x40000, 0xE0000)
 _NEW_IN_17 = """
     88f c5c cdc a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 11b60-11b67 11db0-11ddb 11de0-11de9 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff
@@ -22,8 +24,16 @@ def holds_newer_characters(text: str) -> bool:
     """Whether libraries may disagree about a character of the text."""
     if text.isascii():
         return False
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return bool(_is_newer()[codes].any())
+    units = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)
+    wide = units[units >= _FIRST_NEWER]
+    return bool(_is_newer()[wide].any()) or bool(_is_newer()[_beyond_16_bits(wide)].any())
+
+
+def _beyond_16_bits(units: np.ndarray) -> np.ndarray:
+    """int64: the characters that take two units, a high surrogate and a low one."""
+    first, second = units[:-1].astype(np.int64) - 0xD800, units[1:].astype(np.int64) - 0xDC00
+    is_pair = (first >= 0) & (first < 0x400) & (second >= 0) & (second < 0x400)
+    return 0x10000 + (first[is_pair] << 10) + second[is_pair]
 
 
 @functools.cache

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_exp.preparation.newer_characters import holds_newer_characters
 from megatron_exp.preparation.preprocess_encode import GigatokenEncoder, ReferenceEncoder, open_encoder
@@ -40,6 +42,16 @@ def test_letters_of_the_newest_unicode_have_the_ids_of_the_reference(tmp_path):
     assert all(np.array_equal(fast.encode_one(text), reference.encode_one(text)) for text in texts)
     together, apart = fast.encode(texts), [reference.encode_one(text) for text in texts]
     assert np.array_equal(together.ids, np.concatenate(apart)) and together.lengths.tolist() == [len(ids) for ids in apart]
+
+
+@given(st.text())
+def test_a_text_is_left_to_the_reference_if_one_of_its_characters_is(text):
+    assert holds_newer_characters(text) == any(holds_newer_characters(character) for character in text)
+
+
+def test_characters_of_unicode_14_are_known_to_all_and_unassigned_ones_to_none():
+    assert not any(map(holds_newer_characters, ["\u00e9", "\u2019", "\U0001f600", "\U00020000", "\ue000", "\ud800", "\U000f0000", "\u6f22"]))
+    assert all(map(holds_newer_characters, ["\u0378", "\ufdd0", "\U0003ffff", "\U000e0fff", "\u0c5c", "\U000323b0", "\ud83d\u0378"]))
 
 
 @pytest.mark.slow
