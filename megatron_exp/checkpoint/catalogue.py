@@ -31,13 +31,17 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return Path(run_dir) / "checkpoints" / f"step-{step:08d}"
 
 
-def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run that have their marker, as (step, path), oldest first; content is not read."""
+def list_directories(run_dir: Path) -> list[tuple[int, Path]]:
+    """What has the name of a checkpoint, as (step, path), oldest first. One without its marker has lost it: it gets its name when it is whole."""
     root = Path(run_dir) / "checkpoints"
     if not root.is_dir():
         return []
-    named = [(int(found[1]), path) for path in root.iterdir() if (found := _NAME.fullmatch(path.name))]
-    return sorted((step, path) for step, path in named if (path / MARKER).is_file())
+    return sorted((int(found[1]), path) for path in root.iterdir() if (found := _NAME.fullmatch(path.name)))
+
+
+def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run that have their marker, as (step, path), oldest first; content is not read."""
+    return [(step, path) for step, path in list_directories(run_dir) if (path / MARKER).is_file()]
 
 
 def seal(directory: Path, hashes: Mapping[str, str]) -> None:
@@ -91,7 +95,7 @@ def require_sound(directory: Path) -> None:
 
 def newest_verified(run_dir: Path) -> tuple[int, Path] | None:
     """The newest sound checkpoint of a run as (step, path); a damaged one is logged and the one before is tried."""
-    for step, path in reversed(list_checkpoints(run_dir)):
+    for step, path in reversed(list_directories(run_dir)):
         findings = verify_checkpoint(path)
         if not findings:
             return step, path

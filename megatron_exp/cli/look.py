@@ -76,7 +76,7 @@ def inspect(
 def verify(
     path: AnyPath,
     steps: Annotated[str | None, typer.Option(help="Of a run, only the steps A:B (B excluded).")] = None,
-    sample: Annotated[int | None, typer.Option(help="Of a run, only this many steps, drawn by key.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Of a run, only this many steps, drawn by key.")] = None,
     base: Annotated[Path | None, typer.Option(help="Compare the tokens that insertions stand in the place of with this file.")] = None,
     base_out: Annotated[Path | None, typer.Option(help="Write the file for --base, and check nothing.")] = None,
     json: Json = False,

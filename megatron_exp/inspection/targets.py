@@ -25,11 +25,12 @@ _RECORDS: dict[str, Kind] = {"corpus.json": "corpus", MANIFEST_RECORD: "manifest
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A directory to look at. run: its record where it is a run. Manifest, corpus and stream are opened when asked for."""
+    """A directory to look at. run: its record where it is a run. Manifest (unless `opened`), corpus and stream are opened when asked for."""
 
     kind: Kind
     path: Path
     run: RunRecord | None = None
+    opened: Manifest | None = None
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -37,7 +38,7 @@ class Target:
         if self.kind == "corpus":
             raise UserError(f"{self.path} is a corpus: it has text, but no steps, items or experiments. Give a manifest or a run.")
         if self.run is None:
-            return Manifest.open(self.path)
+            return self.opened or Manifest.open(self.path)
         return self.run.open_manifest()
 
     @cached_property

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from megatron_exp.checkpoint.catalogue import list_checkpoints, verify_checkpoint
+from megatron_exp.checkpoint.catalogue import list_checkpoints, list_directories, verify_checkpoint
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding
 from megatron_exp.inspection.targets import Target
@@ -35,7 +35,7 @@ def verify_run(target: Target, steps: tuple[int, int] | None = None, sample: int
     if differing:
         findings += [Finding(str(target.corpus.path), problem) for problem in target.corpus.verify()]
     findings += differing
-    for _, path in list_checkpoints(run.path):
+    for _, path in list_directories(run.path):
         findings += [Finding(str(path), problem) for problem in verify_checkpoint(path)]
     return findings
 
@@ -71,10 +71,19 @@ def _ledger_file(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
-    """Steps 0, 1, 2, ... without a gap, each with its own slots, up to the last step that the metrics know."""
-    done = run.history().last_step
+    """Steps 0, 1, 2, ... without a gap, each with its own slots, up to the last step that the metrics or a checkpoint know.
+
+    The ledger is written every few steps and before each checkpoint. So a process that was killed, or is at work, has done steps after its last record and
+    its last checkpoint; a resumed run does them again.
+    """
     present = {entry.step for entry in entries}
-    missing = [step for step in range(max(done, max(present, default=-1) + 1)) if step not in present]
+    recorded = max(present, default=-1) + 1
+    kept = max([recorded, *(step for step, _ in list_checkpoints(run.path))])
+    done = run.history().last_step
+    if kept < done < run.num_steps:
+        problem = f"steps {kept} to {done - 1} are not recorded yet: the process was killed, or is at work; resuming does them again"
+        yield Finding(LEDGER_NAME, problem, normal=True)
+    missing = [step for step in range(max(kept, done if done >= run.num_steps else 0)) if step not in present]
     for step in missing[:5]:
         yield Finding(f"{LEDGER_NAME} step {step}", "the ledger has no record of this step, though later ones were done")
     if len(missing) > 5:
@@ -90,6 +99,10 @@ def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
 
 def _chosen(entries: list[Entry], steps: tuple[int, int] | None, sample: int | None) -> list[Entry]:
     chosen = [entry for entry in entries if steps is None or steps[0] <= entry.step < steps[1]]
+    if steps is not None and not chosen:
+        raise UserError(
+            f"--steps {steps[0]}:{steps[1]} holds none of the steps in the ledger, which has {len(entries)}. Give steps that were trained, or leave it out."
+        )
     if sample is None or sample >= len(chosen):
         return chosen
     return [chosen[index] for index in sorted(Words.of(0, "verify", "sample").choice(len(chosen), sample))]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from megatron_exp.errors import UserError
+from megatron_exp.shards.checksums import ARRAY_ERRORS
 from megatron_exp.shards.indexed import plain_map
 
 SLOTS_NAME, ENTRIES_NAME = "overlay-slots.npy", "overlay-entries.npy"
@@ -75,7 +76,7 @@ def open_index(directory: Path) -> OverlayIndex:
         path = directory / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except ARRAY_ERRORS as error:
             raise UserError(
                 f"{path} cannot be read as an overlay index ({error}). The manifest is incomplete or damaged: plan it again."
             ) from error

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from megatron_exp import fingerprint
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
@@ -26,6 +27,11 @@ from megatron_exp.stream.slot import Geometry
 RECORD_NAME = "manifest.json"
 
 
+def record_checksum(record: dict[str, Any]) -> str:
+    """Over all of manifest.json but the checksum itself."""
+    return fingerprint.of_json({name: value for name, value in record.items() if name != "checksum"})
+
+
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """A manifest directory. record: the content of manifest.json."""
@@ -34,8 +40,8 @@ class Manifest:
     record: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> "Manifest":
-        """Read manifest.json; UserError where it is missing, damaged or of an unknown version."""
+    def open(cls, path: Path, is_checked: bool = True) -> "Manifest":
+        """Read manifest.json; UserError where it is missing, damaged, of an unknown version, or (unless not `is_checked`) changed after it was written."""
         path = Path(path)
         file = require_file(path / RECORD_NAME, "the record of a manifest directory")
         try:
@@ -45,6 +51,11 @@ class Manifest:
         if record.get("schema_version") != schema.SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again."
+            )
+        if is_checked and record_checksum(record) != record.get("checksum"):
+            raise UserError(
+                f"{file} was changed after it was written: it does not agree with its own checksum. Restore it, or plan again; "
+                f"`megatron-exp verify {path}` says what does not fit."
             )
         return cls(path, record)
 

@@ -16,7 +16,7 @@ def read_stored(path: Path, expected: pa.Schema, what: str, if_damaged: str, if_
     """
     try:
         table = pq.read_table(require_file(path, what))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}). {if_damaged}.") from error
     if table.schema.names != expected.names:
         raise UserError(f"{path} has columns {table.schema.names}, expected {expected.names}. {if_other}.")

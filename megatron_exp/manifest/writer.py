@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 
 from megatron_exp import __version__, fingerprint
 from megatron_exp.manifest import schema
-from megatron_exp.manifest.overlay_index import build_index, write_index
-from megatron_exp.manifest.reader import RECORD_NAME
+from megatron_exp.manifest.overlay_index import ENTRIES_NAME, SLOTS_NAME, build_index, write_index
+from megatron_exp.manifest.reader import RECORD_NAME, record_checksum
+from megatron_exp.shards.checksums import file_sum
 
 _ROW_GROUP = 1 << 17
 
@@ -59,7 +60,8 @@ def write_table(path: Path, table: pa.Table) -> None:
 def write_manifest(directory: Path, record: dict[str, Any], tables: Tables) -> None:
     """Write tables, overlay index and record into `directory`, which is under construction and holds the payload store.
 
-    `record` is completed with schema version, package version and the plan fingerprint.
+    `record` is completed with schema version, package version, the plan fingerprint, the sums of the files (the payload store has hashes of its own) and
+    its own checksum.
     """
     for name, table in tables.present().items():
         write_table(directory / f"{name}.parquet", table)
@@ -67,4 +69,7 @@ def write_manifest(directory: Path, record: dict[str, Any], tables: Tables) -> N
     record["schema_version"] = schema.SCHEMA_VERSION
     record["package_version"] = __version__
     record["fingerprints"]["plan"] = plan_fingerprint(record)
+    written = [*(f"{name}.parquet" for name in tables.present()), SLOTS_NAME, ENTRIES_NAME]
+    record["files"] = {name: file_sum(directory / name).as_record() for name in written}
+    record["checksum"] = record_checksum(record)
     (directory / RECORD_NAME).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")

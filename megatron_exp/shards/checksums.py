@@ -1,6 +1,7 @@
 """Checksums per block: a file's xxh3_64 of every MiB, and one root over them, so that damage is found and placed."""
 
 import os
+import tokenize
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from megatron_exp.files import DurableWriter, durable_file
 
 BLOCK_BYTES = 1 << 20
 """Bytes under one checksum; part of the format, because roots depend on it."""
+
+ARRAY_ERRORS = (OSError, ValueError, EOFError, MemoryError, SyntaxError, tokenize.TokenError)
+"""What `numpy.load` raises for a damaged file: its header is Python source."""
 
 _BLOCKS_PER_TASK = 32
 
@@ -125,6 +129,11 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file durably."""
     with durable_file(path) as writer:
         np.lib.format.write_array(writer, array, allow_pickle=False)
+
+
+def file_sum(path: Path) -> FileSum:
+    """Of a file as it is now."""
+    return FileSum(path.stat().st_size, sums_of_file(path))
 
 
 def sums_of_file(path: Path, *, threads: int = 1) -> np.ndarray:

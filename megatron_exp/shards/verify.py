@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.shards import documents
-from megatron_exp.shards.checksums import BLOCK_BYTES, root_of, sums_of_file
+from megatron_exp.shards.checksums import ARRAY_ERRORS, BLOCK_BYTES, root_of, sums_of_file
 from megatron_exp.shards.corpus import INPUTS_NAME, Corpus, logical_fingerprint
 from megatron_exp.shards.indexed import IndexedReader
 
@@ -62,7 +62,9 @@ def _kept_sums(path: Path, files: dict[str, Any]) -> dict[str, np.ndarray] | Non
     """The block sums of a shard's files, or None where the file that keeps them does not agree with the record."""
     try:
         sums = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except ARRAY_ERRORS:
+        return None
+    if sums.dtype != np.uint64 or sums.ndim != 1:
         return None
     counts = [-(-files[suffix]["bytes"] // BLOCK_BYTES) for suffix in SUMMED_SUFFIXES]
     parts = dict(zip(SUMMED_SUFFIXES, np.split(sums, np.cumsum(counts)[:-1]), strict=True))

@@ -1,12 +1,13 @@
 """Where an attempt begins: at the start, or at a checkpoint of the same run."""
 
+import itertools
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_exp.checkpoint.catalogue import list_checkpoints, newest_verified, require_sound
+from megatron_exp.checkpoint.catalogue import list_directories, newest_verified, require_sound
 from megatron_exp.checkpoint.state import read_extra
 from megatron_exp.errors import UserError
 from megatron_exp.training.ownership import refuse_if_owned
@@ -32,7 +33,7 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     """
     refuse_if_owned(plan.directory)
     record = read_record(plan.directory)
-    if record is None and list_checkpoints(plan.directory):
+    if record is None and list_directories(plan.directory):
         raise UserError(
             f"{plan.directory} has checkpoints but no run.json, so nobody can tell what they belong to. Choose another directory for this run."
         )
@@ -77,12 +78,19 @@ def check_same_run(found: Mapping[str, str], wanted: Mapping[str, Any], where: s
 def _newest(plan: Plan) -> Path | None:
     """The newest sound checkpoint; newer ones, which are damaged, are put aside so that their steps can be saved again."""
     newest = newest_verified(plan.directory)
-    for step, path in list_checkpoints(plan.directory):
+    for step, path in list_directories(plan.directory):
         if newest is None or step > newest[0]:
-            aside = path.with_name(f"damaged-{path.name}")
+            aside = _free_name(path)
             logger.warning("%s is damaged and is put aside as %s; training goes on from an older state.", path, aside.name)
             path.rename(aside)
     return newest[1] if newest else None
+
+
+def _free_name(path: Path) -> Path:
+    """For a damaged checkpoint; what was put aside before is kept."""
+    aside = path.with_name(f"damaged-{path.name}")
+    more = (aside.with_name(f"{aside.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([aside], more) if not name.exists())
 
 
 def _named(plan: Plan, path: Path) -> Path:
@@ -92,7 +100,7 @@ def _named(plan: Plan, path: Path) -> Path:
         )
     require_sound(path)
     step = int(read_extra(path)["step"])
-    newer = [later.name for number, later in list_checkpoints(plan.directory) if number > step]
+    newer = [later.name for number, later in list_directories(plan.directory) if number > step]
     if newer:
         raise UserError(
             f"--resume {path} goes back to step {step}, but {plan.directory} has newer checkpoints ({', '.join(newer)}), and results are never overwritten. "

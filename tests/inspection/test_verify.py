@@ -13,8 +13,10 @@ from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import is_sound
 from megatron_exp.inspection.verify import verify
 from megatron_exp.ledger import RECORD
+from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import INSERTIONS
 from megatron_exp.preparation.plan import plan
+from megatron_exp.seeding import Words
 from tests.report.fabricated import BATCH, STEPS, make_run
 
 
@@ -192,6 +194,42 @@ def test_a_changed_budget_or_seed_in_the_record_is_found(world):
         verify(world.manifest.path)
 
 
+def leaves(value, *path):
+    """The paths of all numbers and texts of a record."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        return [path]
+    return [leaf for key, one in inner for leaf in leaves(one, *path, key)]
+
+
+def test_no_value_of_the_record_can_be_changed_unnoticed(world):
+    path = world.manifest.path / "manifest.json"
+    content = path.read_bytes()
+    for *above, last in leaves(orjson.loads(content)):
+        if "config" in above or above[:1] == ["counts"]:
+            record = orjson.loads(content)
+            place = record
+            for key in above:
+                place = place[key]
+            place[last] = not place[last] if isinstance(place[last], bool) else "x" if isinstance(place[last], str) else 3
+            if record == orjson.loads(content):
+                continue
+            with changed(path, orjson.dumps(record)):
+                assert "manifest.json" in told(verify(world.manifest.path))
+                with pytest.raises(UserError, match="changed after it was written"):
+                    Manifest.open(world.manifest.path)
+
+
+@pytest.mark.parametrize("file", MANIFEST_FILES)
+def test_every_flipped_bit_of_a_file_is_found_and_none_breaks_the_search(world, file):
+    path = world.manifest.path / file
+    size = path.stat().st_size
+    places = sorted({*Words.of(0, "flips", file).integers(24, size).tolist(), *range(0, min(size, 128), 9), size - 1})
+    for place in places:
+        with flipped(path, place):
+            assert file.split(".")[0] in answer(world.manifest.path), place
+
+
 def test_a_flipped_byte_in_the_ledger_names_the_record(run_copy):
     with flipped(run_copy / "ledger.bin", RECORD.itemsize * (1 + 7) + 20):
         found = verify(run_copy)
@@ -204,6 +242,26 @@ def test_a_torn_ledger_tail_is_normal(run_copy):
     found = verify(run_copy)
     assert [finding.normal for finding in found] == [True]
     assert is_sound(found)
+
+
+def test_steps_that_a_killed_process_had_not_recorded_yet_are_normal_unless_a_checkpoint_holds_them(run_copy):
+    ledger = run_copy / "ledger.bin"
+    ledger.write_bytes(ledger.read_bytes()[: -7 * RECORD.itemsize])
+    metrics = run_copy / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    with changed(metrics, b"".join(lines[:-2])):
+        found = verify(run_copy)
+        assert [finding.normal for finding in found] == [True] and f"steps {STEPS - 7} to" in found[0].problem
+        (run_copy / "checkpoints" / f"step-{STEPS - 3:08d}").mkdir(parents=True)
+        (run_copy / "checkpoints" / f"step-{STEPS - 3:08d}" / "COMPLETE").touch()
+        assert f"ledger.bin step {STEPS - 7}" in {finding.place for finding in verify(run_copy)}
+
+
+def test_steps_that_hold_nothing_to_compare_are_refused(world, run_copy):
+    with pytest.raises(UserError, match=f"--steps {STEPS}:{STEPS + 9} holds none"):
+        verify(run_copy, steps=(STEPS, STEPS + 9))
+    with pytest.raises(UserError, match="choose steps of a run"):
+        verify(world.manifest.path, sample=3)
 
 
 def test_a_run_that_was_fed_the_base_stream_is_found_at_its_first_rewritten_step(world, run_copy):

@@ -60,6 +60,16 @@ def test_a_damaged_newest_checkpoint_is_put_aside_and_the_one_before_is_used(man
     assert_same_run(half_run, whole_run)
 
 
+def test_a_checkpoint_that_lost_its_marker_is_put_aside_however_often(manifest: Path, half_run: Path, whole_run: Path) -> None:
+    (checkpoint_path(half_run, 7) / "COMPLETE").unlink()
+    assert train(manifest, half_run, stop_at=7) == REQUEUE
+    (checkpoint_path(half_run, 7) / "COMPLETE").unlink()
+    assert train(manifest, half_run) == FINISHED
+    assert [attempt["from_step"] for attempt in RunRecord.open(half_run).record["attempts"]] == [0, 4, 4]
+    assert all((half_run / "checkpoints" / name).is_dir() for name in ("damaged-step-00000007", "damaged-step-00000007-2"))
+    assert_same_run(half_run, whole_run)
+
+
 def test_without_any_sound_checkpoint_the_run_starts_again(manifest: Path, half_run: Path, whole_run: Path) -> None:
     shutil.rmtree(half_run / "checkpoints")
     assert train(manifest, half_run) == FINISHED
