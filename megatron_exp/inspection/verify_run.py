@@ -83,7 +83,11 @@ def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
     if kept < done < run.num_steps:
         problem = f"steps {kept} to {done - 1} are not recorded yet: the process was killed, or is at work; resuming does them again"
         yield Finding(LEDGER_NAME, problem, normal=True)
-    missing = [step for step in range(max(kept, done if done >= run.num_steps else 0)) if step not in present]
+    began = next((attempt["from_step"] for attempt in run.record["attempts"]), 0)
+    if began:
+        problem = f"steps 0 to {began - 1} are in the directory of the checkpoint that this run began with, and not checked here"
+        yield Finding(LEDGER_NAME, problem, normal=True)
+    missing = [step for step in range(began, max(kept, done if done >= run.num_steps else 0)) if step not in present]
     for step in missing[:5]:
         yield Finding(f"{LEDGER_NAME} step {step}", "the ledger has no record of this step, though later ones were done")
     if len(missing) > 5:

@@ -7,6 +7,8 @@ import pytest
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path, list_checkpoints
 from megatron_exp.errors import UserError
+from megatron_exp.inspection.findings import is_sound
+from megatron_exp.inspection.verify import verify
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.run_record import RunRecord
 from megatron_exp.training.train import FINISHED, REQUEUE, train
@@ -79,6 +81,8 @@ def test_without_any_sound_checkpoint_the_run_starts_again(manifest: Path, half_
 def test_a_named_checkpoint_is_resumed_in_a_new_directory(manifest: Path, whole_run: Path, run: Path) -> None:
     assert train(manifest, run, resume=str(checkpoint_path(whole_run, 8))) == FINISHED
     assert weights(run) == weights(whole_run)
+    findings = verify(run)
+    assert is_sound(findings) and ["steps 0 to 7 are in the directory" in finding.problem for finding in findings] == [True]
 
 
 def test_an_older_checkpoint_is_refused_while_newer_ones_are_there(manifest: Path, half_run: Path) -> None:
