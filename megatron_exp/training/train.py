@@ -18,6 +18,7 @@ from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.identity import weights_identity
 from megatron_exp.model.optimizer import Optimizer, build_optimizer
 from megatron_exp.model.presets import ModelShape, find_preset, resolve_shape
+from megatron_exp.model.schedule import Schedule
 from megatron_exp.model.step import micro_batch_rows
 from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.parallel.agreement import on_main
@@ -49,7 +50,6 @@ from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.record import read_record, settle
 from megatron_exp.training.resume import Beginning, choose_beginning, clear_leftovers
 from megatron_exp.training.run import Plan, Run
-from megatron_exp.training.schedule import Schedule
 from megatron_exp.training.trackers import Detached, WeightsAndBiases
 from megatron_exp.training.twins import twin_losses
 
