@@ -22,10 +22,14 @@ def canonical_json(value: Any) -> bytes:
 
     Raises ValueError for infinity and NaN. orjson writes both as null, so that three different values would have one fingerprint.
     """
-    written = orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    written = _written(value)
     if b"null" in written and not _is_finite(value):  # most values hold no null and are not looked through
         raise ValueError("a value that is fingerprinted holds infinity or NaN, which JSON cannot tell from null; write None where a number is missing")
     return written
+
+
+def _written(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _is_finite(value: Any) -> bool:
@@ -120,7 +124,7 @@ def _distinct_and_numbers(encoded: pa.DictionaryArray) -> list[bytes]:
     rank = np.zeros(max(len(values), 1), dtype="<u4")
     rank[present] = [place[values[code]] for code in present]
     first = int(codes[0]) if len(codes) else 0
-    return [canonical_json(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
+    return [_written(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
 
 
 def _sorted_order(raw: np.ndarray) -> np.ndarray:
