@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and the one that means "the machine failed, start it again"."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     The message says what was found, why it is refused and what to do. Every other exception is a bug of ours and
     keeps its traceback.
+    """
+
+
+class InterruptedRunError(RuntimeError):
+    """The system refused something in the middle of a run that had begun well: no mistake of the user, whatever the system calls it.
+
+    It keeps its traceback and exit code 1, after which a scheduler starts the run again, perhaps on a better node.
     """

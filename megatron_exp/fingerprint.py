@@ -4,6 +4,7 @@ The same content gives the same fingerprint on any machine and with any version 
 of files as stored are another thing and live beside the files.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,8 +18,31 @@ _LENGTH = 32  # hex digits kept of SHA-256: 128 bits, collisions are out of reac
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces; the same value always gives the same bytes."""
+    """UTF-8 JSON with sorted keys and no spaces; the same value always gives the same bytes.
+
+    Raises ValueError for infinity and NaN. orjson writes both as null, so that three different values would have one fingerprint.
+    """
+    written = _written(value)
+    if b"null" in written and not _is_finite(value):  # most values hold no null and are not looked through
+        raise ValueError("a value that is fingerprinted holds infinity or NaN, which JSON cannot tell from null; write None where a number is missing")
+    return written
+
+
+def _written(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in nested data is infinite or NaN."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, np.ndarray):
+        return not np.issubdtype(value.dtype, np.floating) or bool(np.isfinite(value).all())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(_is_finite(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return not isinstance(value, float | np.floating) or bool(np.isfinite(value))
 
 
 def of_bytes(*parts: bytes) -> str:
@@ -100,7 +124,7 @@ def _distinct_and_numbers(encoded: pa.DictionaryArray) -> list[bytes]:
     rank = np.zeros(max(len(values), 1), dtype="<u4")
     rank[present] = [place[values[code]] for code in present]
     first = int(codes[0]) if len(codes) else 0
-    return [canonical_json(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
+    return [_written(texts), rank[encoded.indices.fill_null(first).to_numpy()].tobytes()]
 
 
 def _sorted_order(raw: np.ndarray) -> np.ndarray:

@@ -78,6 +78,8 @@ class RunRecord:
             record = orjson.loads(file.read_bytes())
         except orjson.JSONDecodeError as error:
             raise UserError(f"{file} is not valid JSON ({error}). The run record is damaged: restore it, or train again.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{file} holds no object, so it is not the record of a run. It is damaged: restore it, or train again.")
         if record.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Use the program that wrote it."

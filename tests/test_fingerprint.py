@@ -1,5 +1,10 @@
+import dataclasses
+import math
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from megatron_exp import fingerprint
 
@@ -34,6 +39,22 @@ def test_borders_of_parts_count():
 
 def test_key_order_of_json_does_not_count():
     assert fingerprint.of_json({"a": 1, "b": [2]}) == fingerprint.of_json({"b": [2], "a": 1})
+
+
+@dataclasses.dataclass
+class Holder:
+    value: float
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("around", [lambda x: x, lambda x: {"a": [None, (1, x)]}, np.float32, lambda x: np.array([0.0, x]), Holder])
+def test_infinity_and_nan_have_no_fingerprint_since_json_would_call_both_null(number, around):
+    with pytest.raises(ValueError, match="infinity or NaN"):
+        fingerprint.of_json(around(number))
+
+
+def test_null_and_texts_that_say_null_have_one():
+    assert fingerprint.of_json([None, {"null": "null"}, 1.5, np.array([1.0, 2.0])]) == fingerprint.of_json([None, {"null": "null"}, 1.5, [1.0, 2.0]])
 
 
 def test_golden_fingerprints_never_change():

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -10,10 +11,13 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from megatron_exp import __version__
-from megatron_exp.cli import convert, cpdt, data, look, publish, run, submit
+from megatron_exp.cli import convert, cpdt, data, look, os_errors, publish, run, submit
 from megatron_exp.errors import UserError
+from megatron_exp.parallel.launched import read_launcher
 
 EXIT_USER_ERROR = 2
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="megatron-exp",
@@ -56,9 +60,23 @@ def _quieten_libraries() -> None:
 
 
 def entry(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 2 the user's mistake (one paragraph), 75 requeue, 1 our bug (traceback)."""
+    """Run the command line. Exit codes: 0 done, 2 the user's mistake (one paragraph), 75 requeue, 1 our bug or the machine's (traceback).
+
+    What the system refuses of a path counts as the user's mistake, but not in one process of several: a scheduler starts those again, perhaps on a
+    node whose disks are in order.
+    """
     try:
         app(arguments)
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(str(error))
+    except OSError as error:
+        text = os_errors.mistake(error)
+        if text is None or read_launcher().world_size > 1:
+            raise
+        logger.debug("Where it happened:", exc_info=error)
+        _refuse(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False)
+    sys.exit(EXIT_USER_ERROR)

@@ -1,5 +1,6 @@
 """`quickstart`: the whole path on this machine's own text, every stage by the command a user would type."""
 
+import math
 import subprocess  # noqa: TID251 - a door: each stage is a command of its own, printed before it runs
 import sys
 import sysconfig
@@ -83,6 +84,8 @@ def quickstart(out: Path, *, minutes: float, inputs: list[str], seed: int, confi
 
     Raises UserError for mistakes in the arguments; a stage that fails ends the program with that stage's exit code.
     """
+    if not math.isfinite(minutes):
+        raise UserError(f"--minutes {minutes} is no length of time. Give a number, such as 8.")
     steps = int(minutes * STEPS_PER_MINUTE)
     if config is None and steps < _LEAST_STEPS:
         raise UserError(

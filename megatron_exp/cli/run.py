@@ -95,7 +95,7 @@ def evaluate(
     from megatron_exp.config.schema import ParallelConfig
     from megatron_exp.evaluation import evaluate as go
     from megatron_exp.evaluation import evaluate_model
-    from megatron_exp.parallel.layout import launched_rank
+    from megatron_exp.parallel.launched import launched_rank
 
     shared: dict[str, Any] = {"experiments": experiment or None, "overwrite": overwrite, "command": sys.argv, "judge": judge}
     if model is not None:
@@ -105,10 +105,16 @@ def evaluate(
     elif run is None:
         raise UserError("`eval` needs a RUN directory, or --model HF_DIR with --manifest MANIFEST and --out DIR.")
     else:
-        states = [int(step) for step in steps.split(",")] if steps else None
-        directory = go(run, against=against, states=states, parallel=ParallelConfig(tp=tp, pp=pp), **shared)
+        directory = go(run, against=against, states=_states(steps) if steps else None, parallel=ParallelConfig(tp=tp, pp=pp), **shared)
     if launched_rank() == 0:
         print_verdicts(directory)
+
+
+def _states(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() and len(part) < 20 for part in parts):
+        raise UserError(f"--steps {text!r} is no list of model states. Give numbers with commas between them, for example 1000,2000.")
+    return [int(part) for part in parts]
 
 
 def report(

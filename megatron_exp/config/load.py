@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 core scalars and refusal of duplicate keys."""
+    """SafeLoader with YAML 1.2 core scalars and refusal of duplicate keys; whatever cannot be made of a node is an error with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # what constructors of tags such as !!bool raise
+            raise _refused(f"the value is not of the type that its tag {node.tag} names ({error})", node) from error
 
 
 _FLOAT = r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -32,21 +39,38 @@ for _tag, _pattern, _first in (
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    try:
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    except ValueError as error:  # tagged !!int, or of more digits than Python converts
+        raise _refused(f"{_shortened(text)} is not a whole number that can be read", node) from error
 
 
 def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(re.sub(r"\.(?=inf|nan)", "", str(loader.construct_scalar(node)).lower()))
+    text = str(loader.construct_scalar(node))
+    try:
+        return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+    except ValueError as error:
+        raise _refused(f"{_shortened(text)} is not a number", node) from error
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, list | dict | set):
+            raise _refused("a key is a list or a group of keys; a key is one word (a template such as {{ name }} must be filled in first)", key_node)
         if key in result:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            raise _refused(f"the key {key!r} is given twice", key_node)
         result[key] = loader.construct_object(value_node, deep=True)
     return result
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:30]}... ({len(text):,} characters)")
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -58,15 +82,28 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError with file and line for anything that is not one."""
     path = require_file(path, "a YAML file")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data = _parsed(path.read_text(encoding="utf-8"), lambda line: f"{path}, line {line}" if line else str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}, line {line}: {error.problem}. Correct the YAML.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds {'nothing' if data is None else type(data).__name__}, expected keys and values. See examples/.")
     return data
+
+
+def _parsed(text: str, at: Callable[[int | None], str]) -> Any:
+    """The value that YAML text holds; UserError that begins with `at(line)` for text that is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(
+            f"{at(line)}: the control character U+{error.character:04X} stands there, which YAML does not allow. Remove it."
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(f"{at(mark.line + 1 if mark else None)}: {error.problem}. Correct the YAML.") from error
+    except RecursionError as error:
+        raise UserError(f"{at(None)}: lists or groups of keys are nested too deeply to be read. A configuration has a few levels.") from error
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -83,6 +120,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     entries = tuple(_beside(entry, path.parent) for entry in config.experiments)
     return config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": corpus_path}), "experiments": entries})
 
+
+_LONGEST_SHOWN = 200
 
 _PATHS = ("file", "paraphrases", "queries")
 """Parameters of experiments that are paths, besides the values of `files`."""
@@ -131,7 +170,16 @@ def _problem(model: type[BaseModel], one: Any, line_of: Any) -> str:
         return f"unknown key {name}{line}{_suggestion(model, location)}"
     if one["type"] == "missing":
         return f"missing key {name}{line}"
-    return f"{name}{line}: {one['msg']}, found {one['input']!r}"
+    return f"{name}{line}: {one['msg'].removeprefix('Value error, ')}, found {_shown(one['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A refused value, short enough for a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _suggestion(model: type[BaseModel], location: list[str]) -> str:
@@ -172,7 +220,4 @@ def _override(data: dict[str, Any], text: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise UserError(f"--set {name}: {parent} is not a group of keys. Name a key that can have the subkey {last}.")
-    try:
-        target[last] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {name}: the value {value!r} is not valid YAML ({error}).") from error
+    target[last] = _parsed(value, lambda _: f"--set {name}={_shortened(value)}")

@@ -1,6 +1,8 @@
 """The configuration of a run as frozen, self-checking models. Unknown keys are refused, units are in the names."""
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,26 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST_INT = 2**63 - 1
+"""What every file format and every library takes; JSON as written here ends at 64 bits."""
+Positive = Annotated[int, Field(gt=0, le=LARGEST_INT)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Strict(BaseModel):
-    """Base of all configuration models."""
+    """Base of all configuration models. Infinity and NaN are refused: JSON has neither, and would keep null, which is another setting."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Seeds(Strict):
     """order: which data at which slot. placement: where insertions go and what generators make.
 
-    assignment: which item gets which condition. init: the weights.
+    assignment: which item gets which condition. init: the weights. Unsigned numbers of 64 bits.
     """
 
-    order: int = 6198
-    placement: int = 0
-    assignment: int = 0
-    init: int = 6198
+    order: Seed = 6198
+    placement: Seed = 0
+    assignment: Seed = 0
+    init: Seed = 6198
 
 
 class CorpusConfig(Strict):
@@ -119,11 +124,11 @@ class ScheduleConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW; weight decay is not applied to embeddings."""
+    """AdamW; weight decay is not applied to embeddings. clip: largest gradient norm, 0 is off."""
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Annotated[float, Field(ge=0)] = 1.0
 
@@ -195,6 +200,23 @@ class ExperimentEntry(Strict):
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value):
             raise ValueError(f"{value!r} is not a module name such as memorization_patterns or my_package.my_experiment")
         return value
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for where, number in _numbers(value):
+            if not math.isfinite(number) or (isinstance(number, int) and not -LARGEST_INT <= number < 2**64):
+                raise ValueError(f"{where} is {number}; a parameter is a finite number, a whole one of at most 64 bits")
+        return value
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in nested data, each with the dotted path that leads to it."""
+    if isinstance(value, int | float):
+        yield where, value
+    elif isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(one, f"{where}.{key}" if where else str(key))
 
 
 class Config(Strict):

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 class Rule(BaseModel):
     """The fields are the parameters. Subclasses give `answer`; most leave `measure` and `aim` alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def measure(self, nats: Sequence[float]) -> float:
         """What is controlled: the mean probability of all queries, whose log-likelihoods in nats are given."""

@@ -91,11 +91,17 @@ def _parameter_message(entry: ExperimentEntry, found: type[Experiment], error: V
         if problem["type"] == "extra_forbidden":
             close = get_close_matches(key, found.model_fields, n=1)
             problems.append(f"it has no parameter {key!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+        elif problem["type"] == "missing":
+            problems.append(f"{key} is missing")  # the input of such a problem is the whole entry
         elif key:
-            problems.append(f"{key} is {problem['input']!r}: {problem['msg']}")
+            problems.append(f"{key} is {problem['input']!r}: {_reason(problem['msg'])}")
         else:
-            problems.append(problem["msg"])
+            problems.append(_reason(problem["msg"]))
     return (
         f"Experiment {entry.name} ({entry.type}) cannot be set up: {'; '.join(problems)}. Its parameters are {', '.join(found.model_fields)}; "
         f"the docstring of {found.__module__} explains them."
     )
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")

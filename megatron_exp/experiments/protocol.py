@@ -309,10 +309,11 @@ class Experiment(FollowedInTests, BaseModel):
     """Base class of all experiments; its fields are the keys a user may write in the YAML entry.
 
     Subclasses document question, design, conditions, metric with unit, source, licence and a printed example in their
-    docstring, and check themselves with pydantic validators. Everything random comes from `context`, by key.
+    docstring, and check themselves with pydantic validators. Everything random comes from `context`, by key. Infinity and NaN are
+    refused: the manifest keeps parameters as JSON, which has neither.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Subset of {"reference", "corpus", "pool", "tokenizer"}: what `context` must be able to give."""

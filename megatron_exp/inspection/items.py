@@ -15,6 +15,7 @@ from megatron_exp.inspection.summary import ConditionSummary, ManifestSummary, s
 from megatron_exp.inspection.targets import Target, open_target
 
 MAX_ROWS = 1000
+_LARGEST_ITEM = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _decisions(target: Target, experiment: str) -> Iterator[dict[str, Any]]:
 def view_item(target: Target, item: int, experiment: str | None = None) -> ItemView:
     """Item numbers are unique within an experiment only; UserError where `experiment` is needed to tell, or nothing is found."""
     manifest = target.manifest
+    if not 0 <= item <= _LARGEST_ITEM:
+        raise UserError(f"{item} is no number of an item: those are 0 to {_LARGEST_ITEM}. `--experiment` lists the first items of each.")
     arms = _rows(manifest.path / "items.parquet", experiment, item)
     owners = sorted({row["experiment"] for row in arms})
     if not owners:

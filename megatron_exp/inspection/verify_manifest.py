@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
@@ -73,11 +72,8 @@ def _record(manifest: Manifest) -> Iterator[Finding]:
         return
     try:
         config = manifest.config
-    except ValidationError as error:
-        yield Finding(
-            "manifest.json config",
-            f"it is no valid configuration: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})",
-        )
+    except UserError as error:
+        yield Finding("manifest.json config", str(error))
         return
     for name, configured in (("geometry", config.geometry.model_dump()), ("seeds", config.seeds.model_dump())):
         if record[name] != configured:

@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 
 from megatron_exp import fingerprint
+from megatron_exp.config.load import validate
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
@@ -48,6 +49,8 @@ class Manifest:
             record = orjson.loads(file.read_bytes())
         except orjson.JSONDecodeError as error:
             raise UserError(f"{file} is not valid JSON ({error}). The manifest is damaged: plan it again.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{file} holds no object, so it is not the record of a manifest. It is damaged: plan it again.")
         if record.get("schema_version") != schema.SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again."
@@ -66,7 +69,7 @@ class Manifest:
 
     @cached_property
     def config(self) -> Config:
-        return Config.model_validate(self.record["config"])
+        return validate(self.record["config"], f"What {self.path / RECORD_NAME} was planned with")
 
     @cached_property
     def geometry(self) -> Geometry:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.parallel import device as devices
+from megatron_exp.parallel.launched import Processes, read_launcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,35 +91,6 @@ class Layout:
         dist.destroy_process_group()
 
 
-class _Processes(NamedTuple):
-    """What the launcher says about this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    launched: bool
-
-
-def _read_launcher() -> _Processes:
-    """The variables that torchrun sets (a SLURM template sets the same); without them, one process alone."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return _Processes(0, 1, 0, 1, launched=False)
-    world_size = int(os.environ["WORLD_SIZE"])
-    return _Processes(
-        rank=int(os.environ["RANK"]),
-        world_size=world_size,
-        local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-        launched=True,
-    )
-
-
-def launched_rank() -> int:
-    """The number of this process among those that were launched together; 0 alone."""
-    return _read_launcher().rank
-
-
 def start_parallel(config: ParallelConfig, threads: int | None = None, deterministic: bool = False) -> Layout:
     """Join the run's processes: those that torchrun started, or this one alone.
 
@@ -130,7 +102,7 @@ def start_parallel(config: ParallelConfig, threads: int | None = None, determini
     Raises:
         UserError: where the number of processes cannot be divided as asked.
     """
-    processes = _read_launcher()
+    processes = read_launcher()
     _check_degrees(config, processes.world_size)
     cores = len(os.sched_getaffinity(0))
     threads = threads or max(1, cores // processes.local_world_size)
@@ -180,7 +152,7 @@ def _launcher_store() -> dist.Store:
     return store
 
 
-def _place(config: ParallelConfig, processes: _Processes, device: torch.device, threads: int, deterministic: bool) -> Layout:
+def _place(config: ParallelConfig, processes: Processes, device: torch.device, threads: int, deterministic: bool) -> Layout:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
 

@@ -43,6 +43,7 @@ from megatron_exp.preparation.pool import PoolAllocator
 from megatron_exp.preparation.preprocess_encode import Backend
 from megatron_exp.preparation.reference import Reference
 from megatron_exp.preparation.safety import Planned, require_apart, require_clean_sources
+from megatron_exp.preparation.trainable import require_model, require_schedule
 from megatron_exp.search.base_rates import BaseRates
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.base import Stream
@@ -87,6 +88,9 @@ def plan(
     corpus = Corpus.open(config.corpus.path)
     found = BaseRates.read(base_rates, corpus) if base_rates else None
     corpus.check_sizes()
+    require_model(config, corpus)
+    if rearrange is None:  # the runs of a dependence test have a length and a rate of their own
+        require_schedule(config)
     if reference:
         reference.begin(corpus, Path(out))
     order = placing_order(config, extends, reference is not None)

@@ -11,13 +11,13 @@ from megatron_exp.config.schema import Config, TrainingConfig
 from megatron_exp.model.build import build_model
 from megatron_exp.model.optimizer import build_optimizer
 from megatron_exp.model.presets import ModelShape, find_preset
+from megatron_exp.model.schedule import Schedule
 from megatron_exp.model.snapshot import Snapshot
 from megatron_exp.model.step import micro_batch_rows, train_step
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.stream.slot import Geometry
 from megatron_exp.training.data import Feed, Stream
-from megatron_exp.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 

@@ -2,17 +2,28 @@
 
 import itertools
 import logging
+import os
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_exp.checkpoint.catalogue import list_directories, newest_verified, require_sound
 from megatron_exp.checkpoint.state import read_extra
 from megatron_exp.errors import UserError
-from megatron_exp.training.ownership import refuse_if_owned
+from megatron_exp.run_record import ALERTS_NAME, HEARTBEAT_NAME, METRICS_NAME, RECORD_NAME
+from megatron_exp.training.ownership import OWNER_NAME, refuse_if_owned
 from megatron_exp.training.record import read_record
 from megatron_exp.training.run import Plan
+
+_BEFORE_RECORD = (
+    *("attempts*.log", "stopped*.txt"),  # the account that a batch script keeps, also of attempts that never got as far as this program
+    *("logs", "*.log", "*.out", "*.err", "slurm-*", ".nfs*"),  # what shells and schedulers write where a command runs
+    *(f"{name}{ending}" for name in (OWNER_NAME, HEARTBEAT_NAME, METRICS_NAME, ALERTS_NAME, RECORD_NAME) for ending in ("", ".*.partial")),
+    *("tensorboard", "wandb"),  # these and those before are of an attempt that was killed before its record was whole
+)
+"""Names, as patterns, that a directory may have in it although no run has begun there."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +42,16 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     Raises:
         UserError: where the directory holds another run or is being trained into, or RESUME does not fit what is there.
     """
+    require_writable(plan.directory)
     refuse_if_owned(plan.directory)
     record = read_record(plan.directory)
     if record is None and list_directories(plan.directory):
         raise UserError(
             f"{plan.directory} has checkpoints but no run.json, so nobody can tell what they belong to. Choose another directory for this run."
         )
-    if record is not None:
+    if record is None:
+        refuse_foreign(plan.directory)
+    else:
         check_same_run(record["identity"], plan.identity, str(plan.directory))
     attempt = 1 + (len(record["attempts"]) if record else 0)
     if resume == "never":
@@ -52,6 +66,28 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
     extra = read_extra(checkpoint)
     check_same_run(extra["identity"], plan.identity, str(checkpoint))
     return Beginning(attempt, int(extra["step"]), str(checkpoint))
+
+
+def require_writable(directory: Path) -> None:
+    """UserError where DIRECTORY is no folder that this process may write, and cannot become one."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{directory} cannot be a run directory: {existing} is a file. Choose another --out.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{directory} cannot be written: {existing} does not allow it. Choose another --out, or have its permissions changed.")
+
+
+def refuse_foreign(directory: Path) -> None:
+    """UserError where DIRECTORY, which has no run.json, holds anything but what is there before a run has its record."""
+    if not directory.is_dir():
+        return
+    foreign = sorted(path.name for path in directory.iterdir() if not any(fnmatchcase(path.name, allowed) for allowed in _BEFORE_RECORD))
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise UserError(
+            f"{directory} is no run directory: it holds {listed} and no run.json. A run would mix its files with those. Choose a new or an empty directory "
+            "with --out."
+        )
 
 
 def clear_leftovers(directory: Path) -> None:

@@ -9,13 +9,13 @@ from megatron_exp.control.chain import Chain
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer
+from megatron_exp.model.schedule import Schedule
 from megatron_exp.model.step import StepResult
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.stream.base import Stream as BaseStream
 from megatron_exp.training.data import Batch, Feed, Stream
 from megatron_exp.training.origin import Origin
-from megatron_exp.training.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

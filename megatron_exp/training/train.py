@@ -11,13 +11,14 @@ from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.load import override_config
 from megatron_exp.config.schema import Config
 from megatron_exp.control.chain import Chain
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from megatron_exp.fingerprint import of_json
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.identity import weights_identity
 from megatron_exp.model.optimizer import Optimizer, build_optimizer
 from megatron_exp.model.presets import ModelShape, find_preset, resolve_shape
+from megatron_exp.model.schedule import Schedule
 from megatron_exp.model.step import micro_batch_rows
 from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.parallel.agreement import on_main
@@ -49,7 +50,6 @@ from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.record import read_record, settle
 from megatron_exp.training.resume import Beginning, choose_beginning, clear_leftovers
 from megatron_exp.training.run import Plan, Run
-from megatron_exp.training.schedule import Schedule
 from megatron_exp.training.trackers import Detached, WeightsAndBiases
 from megatron_exp.training.twins import twin_losses
 
@@ -100,6 +100,7 @@ def train(
     Raises:
         UserError: for every mistake in manifest, corpus, settings or run directory, before anything is written there.
     """
+    watchdog = WatchdogHook(hang_seconds)
     plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides), cache, begin_from)
     layout = start_parallel(plan.config.training.parallel, deterministic=plan.config.training.deterministic)
     try:
@@ -112,9 +113,9 @@ def train(
         run = assemble(plan, layout, beginning)
         try:
             record = RecordHook(list(overrides), beginning.checkpoint)
-            with open_directory(run) as written:
+            with open_directory(run) as written, under_way():
                 hooks = make_hooks(run, written, record, StopHook(stop_at), twins)
-                train_loop(run, [WatchdogHook(hang_seconds), *hooks, StragglerHook()])
+                train_loop(run, [watchdog, *hooks, StragglerHook()])
         finally:
             run.feed.close()
         return FINISHED if run.is_over else REQUEUE
@@ -258,6 +259,15 @@ def open_directory(run: Run) -> Iterator[Written]:
         yield Written(owner, metrics, JsonLog(directory / ALERTS_NAME))
     finally:
         owner.release()
+
+
+@contextlib.contextmanager
+def under_way() -> Iterator[None]:
+    """From here on a file that cannot be read or written is a failure of the machine, although its paths were good when the run began."""
+    try:
+        yield
+    except OSError as error:
+        raise InterruptedRunError(f"The run was interrupted: {error}. Start it again to go on from its last checkpoint.") from error
 
 
 def trackers_of(run: Run) -> list[Detached]:

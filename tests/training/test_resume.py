@@ -85,6 +85,31 @@ def test_a_named_checkpoint_is_resumed_in_a_new_directory(manifest: Path, whole_
     assert is_sound(findings) and ["steps 0 to 7 are in the directory" in finding.problem for finding in findings] == [True]
 
 
+@pytest.mark.parametrize("name", ["corpus.json", "manifest.json", "notes.md", "x.partial", "ledger.bin"])
+def test_a_directory_of_something_else_is_refused_and_left_as_it_is(manifest: Path, run: Path, name: str) -> None:
+    run.mkdir()
+    (run / name).write_text("mine")
+    with pytest.raises(UserError, match=f"no run directory: it holds {name} and no run.json"):
+        train(manifest, run)
+    assert [(path.name, path.read_text()) for path in run.iterdir()] == [(name, "mine")]
+
+
+def test_what_a_batch_script_and_a_killed_beginning_leave_behind_is_no_obstacle(manifest: Path, run: Path) -> None:
+    (run / "logs").mkdir(parents=True)
+    (run / "tensorboard").mkdir()
+    for name in ("attempts.log", "attempts-3.log", "stopped.txt", "slurm-17.out", "heartbeat.json", "metrics.jsonl", "run.json.1a-7-b.partial"):
+        (run / name).touch()
+    assert train(manifest, run, stop_at=1) == REQUEUE
+    assert (run / "attempts.log").exists() and not list(run.glob("*.partial"))
+
+
+def test_a_file_is_no_run_directory_and_has_none_below_it(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="file is a file"):
+            train(manifest, out)
+
+
 def test_an_older_checkpoint_is_refused_while_newer_ones_are_there(manifest: Path, half_run: Path) -> None:
     with pytest.raises(UserError, match="newer checkpoints.*step-00000007"):
         train(manifest, half_run, resume=str(checkpoint_path(half_run, 4)))

@@ -83,6 +83,13 @@ def test_a_heartbeat_that_cannot_be_written_does_not_end_training(tmp_path, capl
     assert "could not be written" in caplog.text
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 1e12])
+def test_a_time_that_no_timer_can_wait_for_is_refused_before_anything_is_written(manifest, run, seconds):
+    with pytest.raises(UserError, match="--hang-seconds"):
+        train(manifest, run, hang_seconds=seconds)
+    assert not run.exists()
+
+
 def test_stragglers_are_named_with_their_host_and_equals_are_not():
     paces = [Pace(1.0, 0.0, "a"), Pace(1.05, 0.01, "a"), Pace(1.9, 0.0, "b"), Pace(0.98, 0.6, "c")]
     found = stragglers(paces)

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from megatron_exp.errors import UserError
 from megatron_exp.files import write_file
 from megatron_exp.run_record import HEARTBEAT_NAME, SCHEMA_VERSION
 from megatron_exp.training.hooks.base import Hook
@@ -26,6 +27,9 @@ GRACE_SECONDS = 30.0
 """Between the message and the end, so that every process gets to say where it stands."""
 
 HEARTBEAT_SECONDS = 30.0
+
+_MOST_SECONDS = 1e9
+"""Thirty years; the timers of the system end at ten times as many."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,12 @@ class WatchdogHook(Hook):
     """
 
     def __init__(self, hang_seconds: float, *, end: Callable[[int], Any] = os._exit, grace_seconds: float = GRACE_SECONDS):
-        """`hang_seconds`: 0 switches off the ending of the process, not the heartbeat. `end`, `grace_seconds`: replaced by tests."""
+        """`hang_seconds`: 0 switches off the ending of the process, not the heartbeat. `end`, `grace_seconds`: replaced by tests.
+
+        Raises UserError for a time that cannot be waited for; the thread would die of it, and nobody would watch.
+        """
+        if not 0 <= hang_seconds <= _MOST_SECONDS:  # NaN is in no range
+            raise UserError(f"--hang-seconds {hang_seconds} is no time to wait for. Give seconds from 0 (never) to {_MOST_SECONDS:,.0f}.")
         self._tick = min(5.0, hang_seconds / 4) if hang_seconds else 5.0
         self._hang_seconds, self._grace_seconds = hang_seconds, grace_seconds
         self._watch = Watch(hang_seconds or float("inf"), self._tick)

@@ -6,8 +6,8 @@ import pytest
 
 from megatron_exp.config.schema import ScheduleConfig
 from megatron_exp.errors import UserError
+from megatron_exp.model.schedule import Schedule
 from megatron_exp.stream.slot import Geometry
-from megatron_exp.training.schedule import Schedule
 
 GEOMETRY = Geometry(sequence_length=16, global_batch_size=4, steps=100)
 
