@@ -8,6 +8,7 @@ import pytest
 from megatron_exp.config.load import load_config
 from megatron_exp.experiments.loading import load_experiment
 from megatron_exp.model.presets import resolve_shape
+from megatron_exp.preparation.trainable import require_schedule
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -19,6 +20,7 @@ def test_an_example_is_a_valid_configuration_of_valid_experiments(path):
     assert config.corpus.path == path.parent / "corpus"
     assert all(load_experiment(entry).analysis.outcomes for entry in config.experiments)
     assert resolve_shape(config.model, 4096, config.geometry.sequence_length).num_parameters > 1_000_000
+    require_schedule(config)
 
 
 def test_the_configuration_in_the_readme_is_valid(tmp_path):
@@ -26,4 +28,6 @@ def test_the_configuration_in_the_readme_is_valid(tmp_path):
     assert shown
     path = tmp_path / "shown.yaml"
     path.write_text(shown[1])
-    assert [load_experiment(entry).title for entry in load_config(path).experiments]
+    config = load_config(path)
+    assert [load_experiment(entry).title for entry in config.experiments]
+    require_schedule(config)
