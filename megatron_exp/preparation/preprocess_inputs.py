@@ -1,6 +1,6 @@
 """Which files are read, in which order, as what, and how they become units of work. Nothing here depends on workers."""
 
-import glob
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import orjson
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
+from megatron_exp.preparation.input_paths import files_below, is_directory, matching, refuse_undecodable_name
 from megatron_exp.preparation.preprocess_bytes import Codec, codec_of, first_bytes
 
 Format = Literal["jsonl", "parquet", "text"]
@@ -72,19 +73,19 @@ class Unit:
 def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
     """The files that the inputs name, in the order given; a glob or directory gives its files in the order of their paths.
 
-    An input is a file, a directory (all files below it, without hidden ones and `__pycache__`) or a glob (`**` included),
-    each with an optional `NAME=` before it that names the source. Otherwise a file's source is its parent directory's name.
+    An input is a file, a directory (all files below it, without hidden ones and `__pycache__`) or a glob (with `**` for files at any depth),
+    each with an optional `NAME=` before it that names the source. Otherwise a file's source is its parent directory's name. What one input
+    matches in several ways is read once.
 
     Raises:
-        UserError: An input matches nothing, a file is listed twice, or its codec is not supported.
+        UserError: An input matches nothing, something in it cannot be read, two inputs name one file, or its codec is not supported.
     """
     if not inputs:
         raise UserError("No input was given. Name at least one file, directory or glob of JSON lines, Parquet or text.")
     files: list[InputFile] = []
     seen: dict[Path, str] = {}
     for item in inputs:
-        for path, source in _matches(item):
-            resolved = path.resolve()
+        for path, resolved, source in _matches(item):
             if resolved in seen:
                 raise UserError(
                     f"{path} is named twice, by {seen[resolved]!r} and by {item!r}. Its documents would be in the corpus twice: name it once."
@@ -94,32 +95,31 @@ def find_inputs(inputs: Sequence[str]) -> list[InputFile]:
     return files
 
 
-def _matches(item: str) -> Iterator[tuple[Path, str]]:
+def _matches(item: str) -> Iterator[tuple[Path, Path, str]]:
+    """(path, the same without links, source) of the files of an input, each file once."""
     named, pattern = split_source(item)
-    paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    found = [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
+    paths = [Path(pattern)] if os.path.exists(pattern) else matching(pattern)
+    found: dict[Path, Path] = {}
+    for path in (file for match in paths for file in (files_below(match) if is_directory(match) else [match])):
+        found.setdefault(path.resolve(), path)
     if not found:
-        raise UserError(f"The input {item!r} matches no file. Check the path; a glob must be quoted so that the shell passes it on.")
-    for path in found:
-        yield path, named or source_of(path)
+        raise UserError(
+            f"The input {item!r} matches no file. Check the path; a glob must be quoted so that the shell passes it on, and with `**` it stands for files only."
+        )
+    for resolved, path in found.items():
+        yield path, resolved, named or source_of(path)
 
 
 def split_source(item: str) -> tuple[str | None, str]:
-    """The name before the `=` of an input, if it has one, and the rest."""
+    """The name before the `=` of an input, if it has one, and the rest; UserError where the rest is empty."""
     name, sign, pattern = item.partition("=")
-    if sign and not Path(item).exists() and _NAME.fullmatch(name):
-        return name, pattern
-    return None, item
-
-
-def files_below(directory: Path) -> list[Path]:
-    """All files below a directory in the order of their paths, without hidden ones and `__pycache__`."""
-
-    def wanted(path: Path) -> bool:
-        parts = path.relative_to(directory).parts
-        return path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts)
-
-    return sorted((path for path in directory.rglob("*") if wanted(path)), key=str)
+    named = bool(sign) and not os.path.exists(item) and _NAME.fullmatch(name) is not None
+    if not (pattern if named else item):
+        raise UserError(
+            f"The input {item!r} names no path, and an empty one would mean the current directory. Perhaps a variable of the shell is not set: "
+            "give the path, or `.` for the current directory."
+        )
+    return (name, pattern) if named else (None, item)
 
 
 def source_of(path: Path) -> str:
@@ -130,9 +130,13 @@ def source_of(path: Path) -> str:
 def _describe(path: Path, source: str) -> InputFile:
     if not path.is_file():
         raise UserError(f"{path} is not a regular file. Name files, directories or globs of files.")
-    status = path.stat()
-    codec, head = codec_of(path)
-    shape: Format = "parquet" if head[:4] == b"PAR1" else _text_shape(path, codec)
+    refuse_undecodable_name(path)
+    try:
+        status = path.stat()
+        codec, head = codec_of(path)
+        shape: Format = "parquet" if head[:4] == b"PAR1" else _text_shape(path, codec)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Make it readable, or name inputs without it.") from error
     return InputFile(str(path), source, shape, codec, status.st_size, status.st_mtime_ns)
 
 

@@ -361,3 +361,15 @@ def test_shards_inside_the_corpus_to_be_written_are_refused(place):
     with pytest.raises(UserError, match="lies in the directory that is to be written"):
         place.adopt(array)
     assert array.exists()
+
+
+def test_an_input_of_import_is_complete_or_refused(place, monkeypatch):
+    write_dolma(place.path / "data" / "deep", place.documents(3))
+    monkeypatch.chdir(place.path / "data")
+    with pytest.raises(UserError, match="names no path"):
+        place.adopt("dclm=")
+    assert decoded(place.adopt(place.path / "data" / "**")) == texts(3)
+    (place.path / "data" / "part-001.npy").symlink_to(place.path / "nowhere.npy")
+    for given in ("data", "data/*.npy", "data/**"):
+        with pytest.raises(UserError, match=r"part-001\.npy is a link that leads nowhere"):
+            place.adopt(place.path / given, name="other")
