@@ -1,13 +1,13 @@
 """Which files are read, in which order, as what, and how they become units of work. Nothing here depends on workers."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol
-
-import orjson
+from typing import Any, Literal, Protocol
 
 from megatron_exp import fingerprint
 from megatron_exp.errors import UserError
@@ -23,6 +23,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _CODEC_SUFFIXES = (".gz", ".zst", ".zstd")
 _PEEK_BYTES = 1 << 20
+_PEEK_LINES = 20
+_BOM = b"\xef\xbb\xbf"
+_BEGINS_JSON = re.compile(rb"""\s*(\{\s*(["'}]|$)|\[\s*(["'{\]]|$))""")
 
 # Text files are often small and many (a source tree). Neighbours of one source share a unit, so that a unit's fixed cost (two
 # files made durable) is paid once per group. The grouping follows from the order and sizes of the files alone.
@@ -141,23 +144,48 @@ def _describe(path: Path, source: str) -> InputFile:
 
 
 def _text_shape(path: Path, codec: Codec) -> Format:
-    """JSON lines by name, or where the content is unmistakably that; a JSON-lines file must never pass as one long text."""
+    """JSON lines by name, or where the first lines say so; a JSON-lines file must never pass as one long text.
+
+    The first line alone decides nothing: it may be the one that is odd.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in _CODEC_SUFFIXES:
         suffixes.pop()
-    if suffixes and suffixes[-1] in _JSON_SUFFIXES:
+    name = suffixes[-1] if suffixes else ""
+    if name in _JSON_SUFFIXES:
         return "jsonl"
-    if not first_bytes(path, codec, 64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        return "text"
-    head = first_bytes(path, codec, _PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
-    line, end, _ = head.partition(b"\n")
-    if not end and len(head) >= _PEEK_BYTES // 2:
-        return "jsonl" if re.match(rb'\{\s*"', line) else "text"
+    head = first_bytes(path, codec, _PEEK_BYTES)
+    every_line = head.removeprefix(_BOM).split(b"\n")
+    last = every_line[-1] if len(head) >= _PEEK_BYTES else None
+    lines = list(islice((line for line in every_line if line and not line.isspace()), _PEEK_LINES))
+    found = [_json_of(line, cut=line is last) for line in lines]
+    num_objects = sum(isinstance(value, dict) for value in found)
+    if num_objects and (lines[0].lstrip()[:1] in (b"{", b"[") or 2 * num_objects >= len(lines)):
+        return "jsonl"
+    # Prose, source code and wiki markup begin with a bracket too, and may quote an object; what remains could be either.
+    if (
+        name != ".txt"
+        and lines
+        and (_BEGINS_JSON.match(lines[0]) or found[0] is not None or any(isinstance(value, dict) and "text" in value for value in found))
+    ):
+        raise UserError(
+            f"{path} could be JSON lines or one plain text: it looks like JSON, but not as JSON lines do. Give it a name that ends in .jsonl if every line "
+            "is a document, or in .txt if the whole file is one."
+        )
+    return "text"
+
+
+def _json_of(line: bytes, *, cut: bool) -> dict[str, Any] | list[Any] | None:
+    """The object or list that a line holds, read as leniently as Python does. cut: more of it follows, so how it begins must do."""
+    if cut:
+        return {} if re.match(rb'\s*\{\s*"', line) else None
+    if line.lstrip()[:1] not in (b"{", b"["):
+        return None
     try:
-        first = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return "text"
-    return "jsonl" if isinstance(first, dict) and "text" in first else "text"
+        value = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, (dict, list)) else None
 
 
 def make_units(files: Iterable[InputFile], tokenizer_fingerprint: str, special_in_text: str) -> list[Unit]:

@@ -42,16 +42,50 @@ def test_the_codec_comes_from_the_bytes_and_not_from_the_name(tmp_path):
         (b'{"text": "a"}\n', "jsonl"),
         (b'\xef\xbb\xbf{"id": 1, "text": null}\r\n', "jsonl"),
         (b'{"text": "' + b"x" * (2 << 20) + b'"}\n', "jsonl"),
-        (b'{"id": 1}\n', "text"),
+        (b'{"id": 1}\n', "jsonl"),
+        (b'{"score": NaN, "text": "a"}\n', "jsonl"),
+        (b'{"text": "\\ud800"}\n', "jsonl"),
+        (b'{"text": "\xff"}\n', "jsonl"),
+        (b'{"text": "cut\n\n{"text": "a"}\n', "jsonl"),
+        (b'["text"]\n{"text": "a"}\n', "jsonl"),
+        (b'null\n{"text": "a"}\n', "jsonl"),
+        (b'{"text": 1}\n' + b"broken\n" * 9, "jsonl"),
         (b"{braces} in prose\n", "text"),
+        (b"{-# LANGUAGE Safe #-}\n", "text"),
+        (b"[![badge](x)](y)\n", "text"),
+        (b"[section]\nkey = 1\n", "text"),
+        (b"[1] A reference\n[2] Another\n", "text"),
+        (b"For example:\n\n" + b"words\n" * 3 + b'{"a": 1}\n', "text"),
         (b"", "text"),
         (b"import json\n", "text"),
+        (b"x" * (3 << 20), "text"),
     ],
 )
 def test_json_lines_under_another_name_never_pass_as_one_long_text(tmp_path, content, kind):
     (tmp_path / "part-00000").write_bytes(content)
     (tmp_path / "compressed").write_bytes(gzip.compress(content))
     assert {file.format for file in files(tmp_path)} == {kind}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "cut',
+        b"{'text': 'a'}\n",
+        b'{\n  "a": 1\n}\n',
+        b"[1, 2]\n[3]\n",
+        b'[{"text": "a"},\n',
+        b"words\n" * 3 + b'{"text": "a"}\n',
+    ],
+)
+def test_what_could_be_json_lines_or_one_text_is_refused_until_its_name_tells(tmp_path, content):
+    (tmp_path / "part-00000").write_bytes(content)
+    with pytest.raises(UserError, match=r"part-00000 could be JSON lines or one plain text.*\.jsonl.*\.txt"):
+        files(tmp_path)
+    for name, kind in (("a.txt", "text"), ("a.jsonl", "jsonl"), ("a.txt.gz", "text")):
+        (tmp_path / "named").mkdir(exist_ok=True)
+        (tmp_path / "named" / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        assert [file.format for file in files(tmp_path / "named" / name)] == [kind]
 
 
 @pytest.mark.parametrize("magic", [b"BZh91AY", b"\xfd7zXZ\x00", b"PK\x03\x04zip"])
