@@ -8,7 +8,7 @@ import fnmatch
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_exp.errors import UserError
@@ -63,6 +63,54 @@ def refuse_undecodable_name(path: Path) -> None:
         raise UserError(f"The file name {os.fsencode(path)!r} is not UTF-8, so no record can hold it. Rename the file.") from error
 
 
+def refuse_output_among(inputs: Iterable[str], files: Iterable[str | Path], output: Path, written: Iterable[str]) -> None:
+    """UserError where an input takes in what a job writes, which would be read when the job is continued.
+
+    Args:
+        inputs: paths and globs, without names of sources.
+        files: what they match now.
+        output: the directory to be written.
+        written: paths below it, such as a job writes.
+    """
+    target = output.resolve()
+    for pattern in inputs:
+        if any(_would_match(pattern, target / name) for name in written):
+            raise UserError(
+                f"The input {pattern!r} takes in {output}, the directory that is to be written: what is written there would become input when the job is "
+                "continued. Give the corpus a directory of its own, outside the inputs."
+            )
+    for path in files:
+        if Path(path).resolve().is_relative_to(target):
+            raise UserError(f"{path} lies in the directory that is to be written. Give the corpus a directory of its own.")
+
+
+def _would_match(pattern: str, path: Path) -> bool:
+    """Whether an input would take in a file that need not exist; links are followed in the part of the pattern that is no glob."""
+    if os.path.exists(pattern):
+        parts = [glob.escape(part) for part in Path(pattern).resolve().parts]
+    else:
+        given = Path(pattern).absolute().parts
+        fixed = next((number for number, part in enumerate(given) if glob.has_magic(part)), len(given))
+        parts = [*(glob.escape(part) for part in Path(*given[:fixed]).resolve().parts), *given[fixed:]]
+    if _ANY_DIRECTORIES in parts:
+        return _fits(path.parts, parts)
+    return any(_fits(path.parts[:end], parts) and _is_visible(path.parts[end:]) for end in range(1, len(path.parts) + 1))
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a glob match the parts of a path, one by one."""
+    if not pattern or not path:
+        return not path and all(part == _ANY_DIRECTORIES for part in pattern)
+    if pattern[0] == _ANY_DIRECTORIES:
+        return _fits(path, pattern[1:]) or (_is_visible(path[:1]) and _fits(path[1:], pattern))
+    shown = pattern[0].startswith(".") or not (glob.has_magic(pattern[0]) and path[0].startswith("."))
+    return shown and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+
+
+def _is_visible(parts: Iterable[str]) -> bool:
+    return not any(part.startswith(".") or part == "__pycache__" for part in parts)
+
+
 def _status(path: Path) -> os.stat_result:
     try:
         return os.stat(path)
@@ -97,7 +145,7 @@ def _walk(directory: Path) -> Iterator[tuple[Path, list[Path]]]:
         files = []
         for entry in _entries(folder):
             path = folder / entry.name
-            if entry.name.startswith(".") or entry.name == "__pycache__":
+            if not _is_visible([entry.name]):
                 continue
             if entry.is_symlink() and is_directory(path):
                 links.append(path)
@@ -106,7 +154,9 @@ def _walk(directory: Path) -> Iterator[tuple[Path, list[Path]]]:
             elif entry.is_file():
                 files.append(path)
             else:
-                raise UserError(f"{path} is neither a file nor a directory, but a socket, pipe or device. Remove it, or name inputs without it.")
+                raise UserError(
+                    f"{path} is neither a file nor a directory, but a socket, pipe or device. Remove it, or name inputs without it."
+                )
         yield folder, files
 
 

@@ -17,7 +17,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import refuse_existing, sync_directory
 from megatron_exp.preparation.corpus_job import WorkFolder, write_corpus
 from megatron_exp.preparation.preprocess_encode import Backend, Encoders, SpecialPolicy
-from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units
+from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units, split_source
 from megatron_exp.preparation.preprocess_ledger import check_rejects, ledgers_of, refuse_no_document
 from megatron_exp.preparation.preprocess_merge import MergeWork, plan_shards
 from megatron_exp.preparation.preprocess_progress import ProgressCallback, Reporter
@@ -140,9 +140,11 @@ class _Job:
     @classmethod
     def prepare(cls, inputs: Sequence[str], tokenizer: Path, output: Path, options: Options, progress: ProgressCallback | None) -> "_Job":
         """Check everything that can be checked before anything is written."""
-        if not WorkFolder(output).begun:
+        folder = WorkFolder(output)
+        if not folder.begun:
             refuse_existing(output)
         files = find_inputs(inputs)
+        folder.refuse_as_input([split_source(item)[1] for item in inputs], [file.path for file in files])
         encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
         if options.backend != "auto":
             logger.info("encoding with %s", encoders.bulk.name)  # loaded now: what cannot serve is refused before any work
