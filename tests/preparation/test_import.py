@@ -255,6 +255,12 @@ def without_row(array, place, row):
     write_csv(array.with_name("part-000.csv.gz"), rows)
 
 
+def set_field(array, place, row, column, value):
+    rows = csv_rows(place.documents(30))
+    rows[row][column] = value
+    write_csv(array.with_name("part-000.csv.gz"), rows)
+
+
 def joined_rows(array, place):
     rows = csv_rows(place.documents(30))
     rows[4][1] = rows.pop(5)[1]
@@ -281,6 +287,9 @@ def cut_gzip(array, place):
         (another_index_of_the_same_length, r"part-000\.npy: document 4 \(from 0\) ends with id \d+ .* not with EOS.*another array"),
         (lambda array, place: without_row(array, place, 3), r"part-000\.csv\.gz, row 4: a document from token .* does not follow"),
         (lambda array, place: without_row(array, place, 29), "the index is cut short"),
+        (lambda array, place: set_field(array, place, 0, 0, ""), r"part-000\.csv\.gz, row 1, has an empty `start`"),
+        (lambda array, place: set_field(array, place, 29, 1, ""), r"part-000\.csv\.gz, row 30, has an empty `end`"),
+        (lambda array, place: set_field(array, place, 4, 4, -1), r"part-000\.csv\.gz, row 5, has a negative `loc`"),
         (joined_rows, r"EOS .* stands at token \d+, inside document 4 .* has no border"),
         (lambda array, place: set_token(array, place, 40, 300), r"token 40, in document \d+ .* has the id 300; this tokenizer has 300 ids"),
         (lambda array, place: set_token(array, place, 40, 2**32 - 1), "has the id 4294967295"),
