@@ -19,7 +19,7 @@ REJECT_REASONS = {
     "empty_text": "`text` is the empty string",
     "lone_surrogate": "`text` holds half of a surrogate pair, which no encoding can express",
     "bad_id": "`id` is neither a string nor an integer",
-    "too_long": "a line or text file above 256 MiB",
+    "too_long": "a line, text file or text of Parquet above 104 MiB",
     "special_string": "the text holds the string of a special token (special_in_text=reject)",
 }
 

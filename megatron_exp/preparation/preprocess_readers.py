@@ -53,10 +53,13 @@ def _json_lines(file: InputFile, ledger: FileLedger, on_bytes: Callable[[int], N
                 continue
             ledger.lines_in += 1
             parsed = "too_long" if line is None else _parse_line(line, number, ledger)
+            if len(block) == 1:  # perhaps a long line: nothing keeps it, nor its document, longer than needed
+                line = block[0] = None
             if isinstance(parsed, str):
                 ledger.reject(number, parsed)
             else:
                 yield parsed
+                parsed = ""
     _close(reader, file, ledger)
 
 

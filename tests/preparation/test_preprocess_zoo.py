@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,3 +250,18 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path, name):
     pq.write_table(pa.table([*columns.values(), columns[name]], names=[*columns, name]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"a\.parquet has several columns `{name}`"):
         read(tmp_path / "a.parquet")
+
+
+def test_a_long_line_is_given_up_once_it_is_a_document(tmp_path):
+    length = 8 << 20
+    (tmp_path / "a.jsonl").write_bytes((b'{"text": "' + b"x" * length + b'"}\n') * 3)
+    (file,) = find_inputs([str(tmp_path / "a.jsonl")])
+    ledger = FileLedger(file.path, file.source, file.format, file.codec, file.num_bytes, file.modified_ns)
+    documents = read_documents(file, ledger, lambda _: None)
+    tracemalloc.start()
+    try:
+        held = [(len(document.text), tracemalloc.get_traced_memory()[0]) for document in documents]
+    finally:
+        tracemalloc.stop()
+    assert [text for text, _ in held] == [length] * 3
+    assert all(num_bytes < 1.5 * length for _, num_bytes in held), held
