@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from megatron_exp import __version__
 from megatron_exp.errors import UserError
 from megatron_exp.files import create_file, remove_partials, write_file
+from megatron_exp.preparation.input_paths import refuse_output_among
 from megatron_exp.preparation.preprocess_ledger import inputs_table, totals
 from megatron_exp.shards.checksums import FileSum, SummedWriter, write_array
 from megatron_exp.shards.corpus import INPUTS_NAME, RECORD_NAME, SCHEMA_VERSION, TOKENIZER_FOLDER, logical_fingerprint, write_record
@@ -20,6 +21,15 @@ from megatron_exp.shards.tokenizer import Tokenizer
 from megatron_exp.shards.verify import SUMMED_SUFFIXES
 
 _CLAIM_NAME = "shards-of.json"
+_UNIT = "units/0123456789abcdef0123456789abcdef"
+_WRITTEN = (
+    RECORD_NAME,
+    INPUTS_NAME,
+    f"{TOKENIZER_FOLDER}/tokenizer.model",
+    *(f"shard-00000.{suffix}" for suffix in (*SUMMED_SUFFIXES, "sums.npy", "bin.0-0-0.partial")),
+    *(f"{_UNIT}.{suffix}" for suffix in ("bin", "docs.parquet", "sums.npy", "json", "bin.0-0-0.partial")),
+)
+"""Such names as a job gives to files in a corpus."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ class WorkFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for directory in self._directories:
             remove_partials(directory)
+
+    def refuse_as_input(self, inputs: Iterable[str], files: Iterable[str | Path]) -> None:
+        """UserError where the inputs take in this corpus. inputs: paths and globs; files: what they match now."""
+        refuse_output_among(inputs, files, self.corpus, _WRITTEN)
 
     @property
     def _directories(self) -> tuple[Path, ...]:

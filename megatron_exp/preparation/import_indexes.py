@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from megatron_exp.errors import UserError
@@ -55,6 +56,7 @@ def _read_dolma(tokens: TokenFile, rows: DocumentMapWriter, eos_id: int) -> np.n
     parts: list[np.ndarray] = []
     last, number = 0, 0
     for batch in _csv_batches(tokens.index):
+        _check_numbers(tokens.index, batch, number)
         starts, ends = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("start", "end"))
         broken = np.flatnonzero((starts != np.concatenate([[last], ends[:-1]])) | (ends <= starts))
         if len(broken):
@@ -69,6 +71,19 @@ def _read_dolma(tokens: TokenFile, rows: DocumentMapWriter, eos_id: int) -> np.n
     found = np.concatenate([np.empty(0, np.int64), *parts])
     _check_length(tokens, found, eos_id)
     return found
+
+
+def _check_numbers(path: Path, batch: pa.RecordBatch, first: int) -> None:
+    """UserError for a row without `start` or `end`, or with a negative `loc`. first: rows before this batch."""
+    lines = batch.column("loc")
+    faults = (
+        ("an empty `start`", batch.column("start").is_null()),
+        ("an empty `end`", batch.column("end").is_null()),
+        ("a negative `loc`", pc.fill_null(pc.less(lines, 0), False)),
+    )
+    for what, rows in faults:
+        if (row := rows.index(True).as_py()) >= 0:
+            raise UserError(f"{path}, row {first + row + 1}, has {what}. The file is damaged: fetch it again.")
 
 
 def _check_headerless(path: Path) -> None:

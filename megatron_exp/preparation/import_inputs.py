@@ -1,6 +1,6 @@
 """Which tokenised files are imported, in which order: pairs of tokens and index, of Megatron's or of the dolma toolkit's making."""
 
-import glob
+import os.path
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ import numpy as np
 
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
-from megatron_exp.preparation.preprocess_inputs import files_below, source_of, split_source
+from megatron_exp.preparation.input_paths import files_below, matching, refuse_undecodable_name
+from megatron_exp.preparation.preprocess_inputs import source_of, split_source
 from megatron_exp.shards.indexed import IndexedReader
 
 Layout = Literal["megatron", "dolma"]
@@ -64,6 +65,7 @@ def find_token_files(inputs: Sequence[str]) -> list[TokenFile]:
     for item in inputs:
         named, pattern = split_source(item)
         for data, index, layout in _pairs(item, pattern):
+            refuse_undecodable_name(data)
             resolved = data.resolve()
             if resolved in seen:
                 raise UserError(
@@ -94,14 +96,14 @@ def _pairs(item: str, pattern: str) -> Iterator[tuple[Path, Path, Layout]]:
 
 def _matches(item: str, pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_dir():
+    if os.path.isdir(path):
         paths = [file for file in files_below(path) if file.name.endswith(tuple(_SUFFIXES))]
-    elif path.exists():
+    elif os.path.exists(path):
         paths = [path]
     else:
         # A prefix names two files and is none itself.
-        paths = [file for file in (Path(f"{pattern}{suffix}") for suffix in _SUFFIXES) if file.exists()]
-        paths = paths or [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+        paths = [file for file in (Path(f"{pattern}{suffix}") for suffix in _SUFFIXES) if os.path.lexists(file)]
+        paths = paths or matching(pattern)
     paths = [path for path in paths if not path.name.endswith(_OUR_SUMS)]
     if not paths:
         raise UserError(

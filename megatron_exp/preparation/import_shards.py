@@ -21,6 +21,7 @@ from megatron_exp.preparation.import_indexes import read_index
 from megatron_exp.preparation.import_inputs import TokenFile, find_token_files
 from megatron_exp.preparation.import_tokens import TokenCheck
 from megatron_exp.preparation.preprocess_bytes import InputReader
+from megatron_exp.preparation.preprocess_inputs import split_source
 from megatron_exp.preparation.preprocess_ledger import FileLedger
 from megatron_exp.preparation.preprocess_progress import Counters, ProgressCallback, Reporter
 from megatron_exp.preparation.preprocess_unit import is_unchanged
@@ -89,9 +90,7 @@ class _Job:
         if not folder.begun:
             refuse_existing(output)
         found = find_token_files(inputs)
-        inside = [tokens.path for tokens in found if tokens.data.resolve().is_relative_to(output.resolve())]
-        if inside:
-            raise UserError(f"{inside[0]} lies in the directory that is to be written. Give the corpus a directory of its own.")
+        folder.refuse_as_input([split_source(item)[1] for item in inputs], [tokens.data for tokens in found])
         loaded = Tokenizer.load(tokenizer)
         shards = [_Adoption(f"shard-{number:05d}", _key(tokens, loaded), tokens) for number, tokens in enumerate(found)]
         return cls(folder=folder, tokenizer=loaded, dtype=_common_dtype(found), shards=shards)

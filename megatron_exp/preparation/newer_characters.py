@@ -13,6 +13,7 @@ import numpy as np
 _FIRST_NEWER = 0x378
 """The first character that Unicode 16 leaves unassigned."""
 _EMPTY_PLANES = range(0x40000, 0xE0000)
+_PART = 1 << 20
 _NEW_IN_17 = """
     88f c5c cdc a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 11b60-11b67 11db0-11ddb 11de0-11de9 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff
     18d09-18d1e 18d80-18df2 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 2b73a-2b73f 2cea2-2cead 323b0-33479
@@ -22,6 +23,11 @@ _NEW_IN_17 = """
 
 def holds_newer_characters(text: str) -> bool:
     """Whether libraries may disagree about a character of the text."""
+    # By parts: what is made of a text here takes several times its memory.
+    return not text.isascii() and any(_part_holds(text[start : start + _PART]) for start in range(0, len(text), _PART))
+
+
+def _part_holds(text: str) -> bool:
     if text.isascii():
         return False
     units = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), np.uint16)

@@ -17,8 +17,8 @@ from megatron_exp.errors import UserError
 from megatron_exp.files import refuse_existing, sync_directory
 from megatron_exp.preparation.corpus_job import WorkFolder, write_corpus
 from megatron_exp.preparation.preprocess_encode import Backend, Encoders, SpecialPolicy
-from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units
-from megatron_exp.preparation.preprocess_ledger import check_rejects
+from megatron_exp.preparation.preprocess_inputs import Unit, find_inputs, make_units, split_source
+from megatron_exp.preparation.preprocess_ledger import check_rejects, ledgers_of, refuse_no_document
 from megatron_exp.preparation.preprocess_merge import MergeWork, plan_shards
 from megatron_exp.preparation.preprocess_progress import ProgressCallback, Reporter
 from megatron_exp.preparation.preprocess_unit import UnitWork, done_record, is_unchanged
@@ -140,9 +140,11 @@ class _Job:
     @classmethod
     def prepare(cls, inputs: Sequence[str], tokenizer: Path, output: Path, options: Options, progress: ProgressCallback | None) -> "_Job":
         """Check everything that can be checked before anything is written."""
-        if not WorkFolder(output).begun:
+        folder = WorkFolder(output)
+        if not folder.begun:
             refuse_existing(output)
         files = find_inputs(inputs)
+        folder.refuse_as_input([split_source(item)[1] for item in inputs], [file.path for file in files])
         encoders = Encoders(tokenizer, options.backend, options.special_in_text, parallel=options.workers > 1)
         if options.backend != "auto":
             logger.info("encoding with %s", encoders.bulk.name)  # loaded now: what cannot serve is refused before any work
@@ -169,13 +171,14 @@ class _Job:
     def existing(self) -> Corpus:
         """The finished corpus, if it is the one this call would make; its ledger must show the input files as they are now."""
         corpus = Corpus.open(self.output)
-        ledgers = corpus.inputs().to_pylist()
+        ledgers = ledgers_of(corpus.inputs())
         files = [file for unit in self.units for file in unit.files]
         same = corpus.record["recipe"] == self.recipe and len(ledgers) == len(files)
         if not same or not all(is_unchanged(file, ledger) for file, ledger in zip(files, ledgers, strict=True)):
             raise UserError(
                 f"{self.output} already holds a corpus made from other input or with other options. Choose another name, or remove it first."
             )
+        check_rejects(ledgers, self.options.max_reject_rate)  # it may have been made with another rate
         self.folder.remove()  # a job killed after its last step leaves it
         return corpus
 
@@ -216,7 +219,7 @@ class _Job:
         dtype = token_dtype(self.tokenizer.vocabulary_size)
         plans = plan_shards(records, self.directory, dtype.itemsize, self.options.shard_size)
         if not plans:
-            raise UserError(f"The input holds no document: {len(records)} files were read and all are empty. Check the inputs.")
+            refuse_no_document([ledger for record in records for ledger in record["ledgers"]])
         work = MergeWork(self.output, self.directory, dtype)
         with explained_disk_errors(self.output):
             self.folder.claim_shards(fingerprint.of_json([plan.key for plan in plans]), [plan.name for plan in plans])

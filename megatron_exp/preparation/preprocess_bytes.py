@@ -16,8 +16,11 @@ from megatron_exp.errors import UserError
 
 Codec = Literal["plain", "gzip", "zstd"]
 
-MAX_RECORD_BYTES = 256 << 20
-"""Longest line or text file that is held in memory; longer ones are rejected as too_long."""
+MAX_RECORD_BYTES = 104 << 20
+"""Longest line, text file or text of Parquet that is held in memory; longer ones are rejected as too_long.
+
+Text and tokens of one document take up to ten times its bytes; this limit keeps a process within 1.5 GiB.
+"""
 
 _BLOCK_BYTES = 1 << 20
 # Compressed bytes decoded at a time. A hostile zstd block gives 128 KiB for 4 bytes, so this bounds one step's output at 256 MiB.
@@ -126,15 +129,17 @@ def first_bytes(path: Path, codec: Codec, limit: int) -> bytes:
 def lines(pieces: Iterator[bytes]) -> Iterator[list[bytes | None]]:
     r"""Lines (ended by \n, or by the end of the content) in lists; None stands for a line above MAX_RECORD_BYTES.
 
-    The start of a line that spans pieces is kept in parts and joined once, so that a long line costs linear time.
+    The start of a line that spans pieces is kept in parts and joined once, so that a long line costs linear time. Such a line is alone in
+    its list, which is then the only place that holds it.
     """
     tail: list[bytes] = []
     tail_bytes = 0
     for piece in _coalesced(pieces):
         *ended, rest = piece.split(b"\n")
         if ended:
-            yield [_joined(tail, tail_bytes, ended[0]), *ended[1:]]
-            tail, tail_bytes = [], 0
+            yield [_joined(tail, tail_bytes, ended[0])]
+            tail_bytes = 0
+            yield list(ended[1:])
         tail_bytes += len(rest)
         if tail_bytes <= MAX_RECORD_BYTES:
             tail.append(rest)
@@ -158,7 +163,10 @@ def whole(pieces: Iterator[bytes]) -> bytes | None:
 
 
 def _joined(tail: list[bytes], tail_bytes: int, end: bytes) -> bytes | None:
-    return b"".join([*tail, end]) if tail_bytes + len(end) <= MAX_RECORD_BYTES else None
+    """The whole line; its parts are given up."""
+    line = b"".join([*tail, end]) if tail_bytes + len(end) <= MAX_RECORD_BYTES else None
+    tail.clear()
+    return line
 
 
 def _coalesced(pieces: Iterator[bytes]) -> Iterator[bytes]:

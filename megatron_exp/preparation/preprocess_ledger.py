@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ REJECT_REASONS = {
     "empty_text": "`text` is the empty string",
     "lone_surrogate": "`text` holds half of a surrogate pair, which no encoding can express",
     "bad_id": "`id` is neither a string nor an integer",
-    "too_long": "a line or text file above 256 MiB",
+    "too_long": "a line, text file or text of Parquet above 104 MiB",
     "special_string": "the text holds the string of a special token (special_in_text=reject)",
 }
 
@@ -106,6 +106,37 @@ def inputs_table(ledgers: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA)
 
 
+def ledgers_of(table: pa.Table) -> list[dict[str, Any]]:
+    """The ledger records in inputs.parquet, the reverse of `inputs_table`."""
+    return [
+        {
+            **row,
+            "rejected": {reject["reason"]: reject["count"] for reject in row["rejected"]},
+            "rejects": [(reject["line"], reject["reason"]) for reject in row["rejects"]],
+        }
+        for row in table.to_pylist()
+    ]
+
+
+def refuse_no_document(ledgers: Sequence[Mapping[str, Any]]) -> NoReturn:
+    """UserError that says why input files gave no document."""
+    total = totals(ledgers)
+    if not total["lines_in"]:
+        raise UserError(f"The input holds no document: {total['files']} files were read, and there is nothing in them. Check the inputs.")
+    raise UserError(
+        f"The input holds no document that can be used: {total['files']} files were read, and all of their {total['lines_in']} lines were rejected: "
+        f"{_reasons(total)}. First places: {_places(ledgers)}. Check that these are the right files, and correct them."
+    )
+
+
+def _reasons(total: Mapping[str, Any]) -> str:
+    return "; ".join(f"{count} with {REJECT_REASONS[reason]} ({reason})" for reason, count in total["rejected"].items())
+
+
+def _places(ledgers: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join([f"{ledger['file']}:{line} ({reason})" for ledger in ledgers for line, reason in ledger["rejects"]][:5])
+
+
 def totals(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The corpus-wide ledger that corpus.json holds."""
     counted = (
@@ -141,10 +172,8 @@ def check_rejects(ledgers: Sequence[Mapping[str, Any]], max_reject_rate: float) 
     num_rejected = sum(total["rejected"].values())
     if num_rejected <= max_reject_rate * total["lines_in"]:
         return
-    reasons = "; ".join(f"{count} with {REJECT_REASONS[reason]} ({reason})" for reason, count in total["rejected"].items())
-    places = [f"{ledger['file']}:{line} ({reason})" for ledger in ledgers for line, reason in ledger["rejects"]]
     rate = num_rejected / total["lines_in"]
     raise UserError(
-        f"{num_rejected} of {total['lines_in']} lines cannot be used: {reasons}. First places: {', '.join(places[:5])}. Nothing is dropped without your "
-        f"consent: correct the input, or allow it with a max_reject_rate of at least {rate:.2g}; finished files are not read again."
+        f"{num_rejected} of {total['lines_in']} lines cannot be used: {_reasons(total)}. First places: {_places(ledgers)}. Nothing is dropped without "
+        f"your consent: correct the input, or allow it with a max_reject_rate of at least {rate:.2g}; finished files are not read again."
     )

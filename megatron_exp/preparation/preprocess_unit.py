@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import orjson
@@ -23,9 +23,9 @@ from megatron_exp.shards.checksums import FileSum, SummedWriter, root_of, write_
 from megatron_exp.shards.documents import UNIT_SCHEMA, DocumentMapWriter
 from megatron_exp.shards.indexed import token_dtype
 
-_Batch = TypeVar("_Batch")
 _BATCH_CHARACTERS = 4 << 20
 _BATCH_DOCUMENTS = 20_000
+_ALONE_CHARACTERS = 32 << 20
 _CHECK_EVERY = 1000
 # The reference library keeps about 90 bytes per byte of text, so of a longer document this much is encoded by both.
 _CHECK_CHARACTERS = 1 << 20
@@ -154,6 +154,7 @@ class _UnitWriter:
         documents = read_documents(file, ledger, lambda num_bytes: self._counters.add(read_bytes=num_bytes))
         for batch, counts in _ahead((batch, [self._specials.count(document.text) for document in batch]) for batch in _batches(documents)):
             self._add_batch(batch, counts, ledger)
+            batch.clear()  # its texts may be long, and the next batch is made before these names are used again
         ledger.close()
         return ledger
 
@@ -213,7 +214,12 @@ class _UnitWriter:
 
     def _write(self, encoded: Encoded, batch: list[Document], ledger: FileLedger) -> None:
         """Ids with an EOS after each document, and the rows of the map."""
-        ended = np.insert(encoded.ids.astype(self._dtype), np.cumsum(encoded.lengths), self._dtype.type(self._encoders.tokenizer.eos_id))
+        ended = np.empty(len(encoded.ids) + len(batch), self._dtype)
+        is_text = np.ones(len(ended), dtype=bool)
+        last = np.cumsum(encoded.lengths + 1) - 1
+        is_text[last] = False
+        ended[is_text] = encoded.ids
+        ended[last] = self._encoders.tokenizer.eos_id
         self._tokens.write(ended.data)
         self._map.add(
             pa.table(
@@ -225,11 +231,13 @@ class _UnitWriter:
                 }
             )
         )
+        num_tokens = len(ended)
+        del ended, is_text  # before long texts are encoded to count their bytes
         text_bytes = sum(len(document.text) if document.text.isascii() else len(document.text.encode()) for document in batch)
         ledger.docs_out += len(batch)
-        ledger.tokens += len(ended)
+        ledger.tokens += num_tokens
         ledger.text_bytes += text_bytes
-        self._counters.add(text_bytes=text_bytes, documents=len(batch), tokens=len(ended))
+        self._counters.add(text_bytes=text_bytes, documents=len(batch), tokens=num_tokens)
 
     def close(self) -> tuple[FileSum, FileSum]:
         return self._tokens.finish(), self._map.close()
@@ -241,12 +249,13 @@ class _UnitWriter:
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in batches whose borders depend on the documents alone."""
+    """Documents in batches whose borders depend on the documents alone. A batch is the caller's: it may be emptied."""
     batch: list[Document] = []
     num_characters = 0
     for document in documents:
         batch.append(document)
         num_characters += len(document.text)
+        del document  # where it is long, the next one is read without it
         if num_characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
             yield batch
             batch, num_characters = [], 0
@@ -254,10 +263,17 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The same batches, each made by a thread while the one before is encoded, which leaves the interpreter free."""
+def _ahead(batches: Iterator[tuple[list[Document], list[int]]]) -> Iterator[tuple[list[Document], list[int]]]:
+    """The same batches, each made by a thread while the one before is encoded, which leaves the interpreter free.
+
+    After a batch of very long documents nothing is read ahead: two of them would not fit into the memory that is promised.
+    """
     with ThreadPoolExecutor(1, "read-ahead") as thread:
         coming = thread.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield batch
+        while (made := coming.result()) is not None:
+            is_long = sum(len(document.text) for document in made[0]) > _ALONE_CHARACTERS
+            if not is_long:
+                coming = thread.submit(next, batches, None)
+            yield made
+            if is_long:
+                coming = thread.submit(next, batches, None)

@@ -45,7 +45,7 @@ class HuggingFaceModel:
     def __init__(self, data: bytes, path: Path, eos: str | None):
         self.data = data
         content = _parse(data, path)
-        if content.get("model", {}).get("dropout"):
+        if content["model"].get("dropout"):
             raise UserError(
                 f"{path} uses BPE dropout, which encodes the same text differently each time. Set model.dropout to null in the file."
             )
@@ -58,6 +58,8 @@ class HuggingFaceModel:
         self._library.no_truncation()
         self._library.no_padding()
         vocabulary = self._library.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise UserError(f"{path} has an empty vocabulary, so it can encode nothing. Give a complete tokenizer.json.")
         self.vocabulary_size = max(vocabulary.values()) + 1
         added = self._library.get_added_tokens_decoder()
         self.special_strings = {token.content: number for number, token in sorted(added.items()) if token.special}
@@ -81,9 +83,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}). Give a Hugging Face tokenizer.json or a SentencePiece .model.") from error
-    if not isinstance(content, dict) or "model" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(
-            f"{path} has no `model`, so it is not a Hugging Face tokenizer.json. Give the tokenizer file, not its configuration."
+            f"{path} has no `model` (an object), so it is not a Hugging Face tokenizer.json. Give the tokenizer file, not its configuration."
         )
     return content
 
@@ -146,7 +148,14 @@ def configured_eos(config_path: Path) -> str | None:
     if not config_path.is_file():
         return None
     try:
-        named = json.loads(config_path.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
+        content = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{config_path} is not valid JSON ({error}). Correct or remove it.") from error
-    return named.get("content") if isinstance(named, dict) else named
+    named = content.get("eos_token") if isinstance(content, dict) else content
+    named = named.get("content") if isinstance(named, dict) else named
+    if not isinstance(content, dict) or not (named is None or isinstance(named, str)):
+        raise UserError(
+            f"{config_path} gives {json.dumps(named)[:200]} as its eos_token, which must be one string (or an object with its `content`): documents "
+            'end with one token. Write {"eos_token": "..."} with that token, or remove the file.'
+        )
+    return named

@@ -255,6 +255,12 @@ def without_row(array, place, row):
     write_csv(array.with_name("part-000.csv.gz"), rows)
 
 
+def set_field(array, place, row, column, value):
+    rows = csv_rows(place.documents(30))
+    rows[row][column] = value
+    write_csv(array.with_name("part-000.csv.gz"), rows)
+
+
 def joined_rows(array, place):
     rows = csv_rows(place.documents(30))
     rows[4][1] = rows.pop(5)[1]
@@ -281,6 +287,9 @@ def cut_gzip(array, place):
         (another_index_of_the_same_length, r"part-000\.npy: document 4 \(from 0\) ends with id \d+ .* not with EOS.*another array"),
         (lambda array, place: without_row(array, place, 3), r"part-000\.csv\.gz, row 4: a document from token .* does not follow"),
         (lambda array, place: without_row(array, place, 29), "the index is cut short"),
+        (lambda array, place: set_field(array, place, 0, 0, ""), r"part-000\.csv\.gz, row 1, has an empty `start`"),
+        (lambda array, place: set_field(array, place, 29, 1, ""), r"part-000\.csv\.gz, row 30, has an empty `end`"),
+        (lambda array, place: set_field(array, place, 4, 4, -1), r"part-000\.csv\.gz, row 5, has a negative `loc`"),
         (joined_rows, r"EOS .* stands at token \d+, inside document 4 .* has no border"),
         (lambda array, place: set_token(array, place, 40, 300), r"token 40, in document \d+ .* has the id 300; this tokenizer has 300 ids"),
         (lambda array, place: set_token(array, place, 40, 2**32 - 1), "has the id 4294967295"),
@@ -361,3 +370,15 @@ def test_shards_inside_the_corpus_to_be_written_are_refused(place):
     with pytest.raises(UserError, match="lies in the directory that is to be written"):
         place.adopt(array)
     assert array.exists()
+
+
+def test_an_input_of_import_is_complete_or_refused(place, monkeypatch):
+    write_dolma(place.path / "data" / "deep", place.documents(3))
+    monkeypatch.chdir(place.path / "data")
+    with pytest.raises(UserError, match="names no path"):
+        place.adopt("dclm=")
+    assert decoded(place.adopt(place.path / "data" / "**")) == texts(3)
+    (place.path / "data" / "part-001.npy").symlink_to(place.path / "nowhere.npy")
+    for given in ("data", "data/*.npy", "data/**"):
+        with pytest.raises(UserError, match=r"part-001\.npy is a link that leads nowhere"):
+            place.adopt(place.path / given, name="other")

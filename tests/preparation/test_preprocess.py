@@ -109,9 +109,22 @@ def test_a_reject_fails_the_run_and_names_its_place_until_it_is_allowed(tmp_path
 
 
 def test_input_without_any_document_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no document"):
-        made(tmp_path, b"")
+    with pytest.raises(UserError, match="no document: 1 files were read, and there is nothing in them"):
+        made(tmp_path, b"\n")
+    with pytest.raises(
+        UserError, match=r"no document that can be used.* all of their 2 lines .* 1 with `text` is null .*a\.jsonl:1 \(null_text\)"
+    ):
+        made(tmp_path, b'{"text": null}\nbroken\n', max_reject_rate=1)
     assert not (tmp_path / "out" / "corpus.json").exists()
+
+
+def test_a_corpus_made_with_rejects_is_not_that_of_a_stricter_call(tmp_path):
+    content = text_lines(9) + b'{"text": null}\n'
+    made(tmp_path, content, max_reject_rate=1)
+    for rate in (0.0, 0.09):
+        with pytest.raises(UserError, match=r"1 of 10 lines cannot be used.*a\.jsonl:10 \(null_text\)"):
+            made(tmp_path, content, max_reject_rate=rate)
+    assert made(tmp_path, content, max_reject_rate=0.1).num_documents == 9
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,43 @@ def test_jobs_with_other_options_do_not_mix_their_shards(inputs, tmp_path):
     assert tree(corpus.path) == tree(job(inputs, tmp_path, "alone").path)
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["{}/in", "{}/in/", "{}/in/*", "web={}/in/**", "{}/in/**/*", "{}/in/*/*", "{}/in/[ao]*/*.json*", "{}/**/*.*", "{}/link", "{}/link/*"],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_output_that_its_own_inputs_take_in_is_refused_before_anything_is_written(inputs, tmp_path, given, begun):
+    (tmp_path / "link").symlink_to(inputs)
+    output = inputs / "out"
+    if begun:
+        (output / "units").mkdir(parents=True)
+    arguments = [given.format(tmp_path)], make_tokenizer(tmp_path), output
+    with pytest.raises(UserError, match=r"takes in .*in/out, the directory that is to be written"):
+        preprocess(*arguments, workers=1)
+    with pytest.raises(UserError, match=r"takes in .*in/out, the directory that is to be written"):
+        preprocess_part(*arguments, 0, 2, workers=1)
+    assert not tree(output) and (begun or not output.exists())
+
+
+def test_a_file_of_the_output_is_no_input(inputs, tmp_path):
+    (tmp_path / "out" / "units").mkdir(parents=True)
+    (tmp_path / "out" / "units" / "a.jsonl").write_bytes(text_lines(1))
+    (inputs / "link").symlink_to(tmp_path / "out")
+    for given in (inputs, tmp_path / "out" / "units" / "a.jsonl"):
+        with pytest.raises(UserError, match=r"a\.jsonl lies in the directory that is to be written"):
+            job(given, tmp_path, "out")
+
+
+@pytest.mark.parametrize("given", ["{}/*.jsonl", "{}/a", "{}/**/*.jsonl", "{}/[ab]*"])
+def test_an_output_beside_the_inputs_may_be_continued(inputs, tmp_path, given):
+    (inputs / "b.jsonl").write_bytes(text_lines(1, 99))
+    arguments = [given.format(inputs)], make_tokenizer(tmp_path), inputs / "out"
+    preprocess_part(*arguments, 0, 2, workers=1)
+    before = tree(preprocess(*arguments, workers=1).path)
+    preprocess(*arguments, workers=1)
+    assert tree(inputs / "out") == before
+
+
 def test_of_many_writers_of_a_new_file_one_succeeds(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda number: files.create_file(tmp_path / "claim", str(number).encode()), range(16)))

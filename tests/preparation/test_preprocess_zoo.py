@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_exp.errors import UserError
-from megatron_exp.preparation import preprocess_bytes
+from megatron_exp.preparation import preprocess_bytes, preprocess_readers
 from megatron_exp.preparation.preprocess_inputs import find_inputs
 from megatron_exp.preparation.preprocess_ledger import FileLedger
 from megatron_exp.preparation.preprocess_readers import read_documents
@@ -220,3 +221,47 @@ def test_a_line_of_a_hundred_megabytes_is_a_document_like_any_other(tmp_path):
     documents, ledger = read_bytes(tmp_path, GOOD + b'{"id": "long", "text": "' + text.encode() + b'"}\n' + LAST)
     assert [document[1] for document in documents] == ["a", "long", "z"] and documents[1][2] == text
     assert ledger.docs_out == 3 and not ledger.rejected
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_parquet_text_above_the_limit_is_rejected_without_losing_its_neighbours(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(preprocess_bytes, "MAX_RECORD_BYTES", 1000)
+    column = pa.array(["first", "\u00e9" * 501, None, "\u00e9" * 500, "last"]).cast(kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    documents, ledger = read(tmp_path / "a.parquet")
+    assert [(line, len(text)) for line, _, text in documents] == [(1, 5), (4, 500), (5, 4)]
+    assert ledger.rejects == [(2, "too_long"), (3, "null_text")]
+
+
+def test_parquet_is_read_in_batches_of_bounded_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(preprocess_readers, "_PARQUET_BYTES", 10_000)
+    sizes, values = [], preprocess_readers._values
+    monkeypatch.setattr(preprocess_readers, "_values", lambda batch, name: sizes.append(batch.nbytes) or values(batch, name))
+    texts = [f"{number:04d}" * (1 if number < 400 else 1000) for number in range(500)] + ["x" * 50_000, "short"]
+    pq.write_table(pa.table({"text": texts, "id": range(502)}), tmp_path / "a.parquet", row_group_size=200)
+    documents, _ = read(tmp_path / "a.parquet")
+    assert [text for _, _, text in documents] == texts
+    assert max(sizes) < 70_000 and sum(size > 20_000 for size in sizes) <= 2 * 2, sizes
+
+
+@pytest.mark.parametrize("name", ["text", "id"])
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path, name):
+    columns = {"text": ["a"], "id": ["b"]}
+    pq.write_table(pa.table([*columns.values(), columns[name]], names=[*columns, name]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet has several columns `{name}`"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_long_line_is_given_up_once_it_is_a_document(tmp_path):
+    length = 8 << 20
+    (tmp_path / "a.jsonl").write_bytes((b'{"text": "' + b"x" * length + b'"}\n') * 3)
+    (file,) = find_inputs([str(tmp_path / "a.jsonl")])
+    ledger = FileLedger(file.path, file.source, file.format, file.codec, file.num_bytes, file.modified_ns)
+    documents = read_documents(file, ledger, lambda _: None)
+    tracemalloc.start()
+    try:
+        held = [(len(document.text), tracemalloc.get_traced_memory()[0]) for document in documents]
+    finally:
+        tracemalloc.stop()
+    assert [text for text, _ in held] == [length] * 3
+    assert all(num_bytes < 1.5 * length for _, num_bytes in held), held

@@ -83,12 +83,29 @@ def test_the_configuration_beside_a_tokenizer_names_the_eos(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("content", ['{"eos_token": ["<END>"]}', '{"eos_token": {"content": 5}}', '{"eos_token": ["\\ud800"]}', '["<END>"]', "null", "{"])
+def test_a_configuration_that_names_no_single_eos_is_refused(tmp_path, content):
+    make_tokenizer(tmp_path).rename(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json (gives .* as its eos_token|is not valid JSON)"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path):
+    def empty(content):
+        content["model"].update(vocab={}, merges=[])
+        content["added_tokens"] = []
+
+    with pytest.raises(UserError, match=r"empty\.json has an empty vocabulary"):
+        Tokenizer.load(edited(tmp_path / "empty.json", empty))
+
+
 def test_bpe_dropout_is_refused(tmp_path):
     with pytest.raises(UserError, match="dropout"):
         Tokenizer.load(edited(tmp_path / "dropout.json", lambda content: content["model"].update(dropout=0.1)))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"not a tokenizer", b'{"model": {"type": "What"}}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"not a tokenizer", b'{"model": {"type": "What"}}', b'{"model": null}', b'{"model": []}'])
 def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.json"):
