@@ -313,7 +313,7 @@ class Experiment(FollowedInTests, BaseModel):
     refused: the manifest keeps parameters as JSON, which has neither.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Subset of {"reference", "corpus", "pool", "tokenizer"}: what `context` must be able to give."""

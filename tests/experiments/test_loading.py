@@ -7,6 +7,7 @@ from megatron_exp.config.schema import ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.forgetting_curves import ForgettingCurves
 from megatron_exp.experiments.loading import available_types, load_experiment
+from tests.experiments.stubs import Passages
 
 OWN = """
     from megatron_exp.experiments.protocol import Experiment
@@ -96,3 +97,14 @@ def test_a_bad_value_names_experiment_key_value_and_reason():
 def test_a_bad_combination_says_why():
     with pytest.raises(UserError, match="min_tokens 50 is above max_tokens 40"):
         load_experiment(entry("memorization_patterns", min_tokens=50, max_tokens=40))
+
+
+class Endless(Passages):
+    """A default that no manifest can keep."""
+
+    limit: float = float("inf")
+
+
+def test_a_default_that_is_infinite_is_refused_as_a_value_would_be():
+    with pytest.raises(ValueError, match="limit"):
+        Endless()
