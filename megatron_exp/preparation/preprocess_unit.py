@@ -19,7 +19,7 @@ from megatron_exp.preparation.preprocess_inputs import InputFile, StoredFile, Un
 from megatron_exp.preparation.preprocess_ledger import FileLedger, check_rejects
 from megatron_exp.preparation.preprocess_progress import Counters
 from megatron_exp.preparation.preprocess_readers import Document, read_documents
-from megatron_exp.shards.checksums import FileSum, SummedWriter, root_of, write_array
+from megatron_exp.shards.checksums import ARRAY_ERRORS, FileSum, SummedWriter, root_of, write_array
 from megatron_exp.shards.documents import UNIT_SCHEMA, DocumentMapWriter
 from megatron_exp.shards.indexed import token_dtype
 
@@ -130,7 +130,10 @@ def tokenise_unit(unit: Unit, encoders: Encoders, directory: Path, counters: Cou
 
 def unit_sums(files: UnitFiles, record: Mapping[str, Any]) -> np.ndarray:
     """The block sums of a unit's tokens; UserError where they are not the recorded ones."""
-    sums = np.load(files.sums, allow_pickle=False)
+    try:
+        sums = np.load(files.sums, allow_pickle=False)
+    except ARRAY_ERRORS:
+        sums = np.empty(0, np.uint64)
     if root_of(sums) != record["bin"]["root"]:
         raise UserError(
             f"{files.sums} was changed or damaged after it was written. Remove {files.record} and run the same command again; only its input is read again."

@@ -29,6 +29,7 @@ from megatron_exp.manifest.schema import DICT
 from megatron_exp.manifest.stored_table import read_stored
 from megatron_exp.search.patterns import Patterns
 from megatron_exp.search.places import count_in_shard
+from megatron_exp.shards.checksums import ARRAY_ERRORS
 from megatron_exp.shards.corpus import Corpus
 
 SCHEMA = pa.schema(
@@ -177,9 +178,16 @@ def _parts(manifest: Manifest, numbers: np.ndarray, ngram: int, most: int | None
     return np.split(numbers, np.flatnonzero(np.diff(np.cumsum(num) // _STRINGS_AT_ONCE)) + 1)
 
 
+def _kept_counts(record: Path) -> np.ndarray:
+    try:
+        return np.load(record, allow_pickle=False)
+    except ARRAY_ERRORS as error:
+        raise UserError(f"{record} cannot be read ({error}). It holds the counts so far: remove it, and they are made again.") from error
+
+
 def _count(corpus: Corpus, group: _Group, record: Path, threads: int, progress: Callable[[int], None]) -> np.ndarray:
     """int64 [payloads]: occurrences in the whole corpus. record: how many shards are done, then the counts so far."""
-    counted = np.load(record, allow_pickle=False) if record.exists() else np.zeros(1 + len(group.scale), np.int64)
+    counted = _kept_counts(record) if record.exists() else np.zeros(1 + len(group.scale), np.int64)
     patterns = Patterns.of(group.strings) if counted[0] < len(corpus.shards) else None
     done = sum(shard.num_tokens for shard in corpus.shards[: int(counted[0])])
     for shard in range(int(counted[0]), len(corpus.shards)):

@@ -127,6 +127,19 @@ def test_a_unit_damaged_before_it_is_merged_is_refused_by_name(job):
     assert list(job.run("out").verify()) == []
 
 
+@pytest.mark.parametrize("how", ["another number", "another header", "empty"])
+def test_sums_of_a_unit_that_are_damaged_before_it_is_merged_are_refused_by_name(job, how):
+    job.run("whole")
+    with pytest.raises(UserError):
+        job.run("out", job.count // 2, disk_full)
+    sums = max((job.directory / "out" / "units").glob("*.sums.npy"))
+    content = bytearray(sums.read_bytes())
+    content[-1 if how == "another number" else 12] ^= 0x20
+    sums.write_bytes(b"" if how == "empty" else content)
+    with pytest.raises(UserError, match=sums.name):
+        job.run("out")
+
+
 def test_partial_files_of_killed_jobs_are_removed(job):
     (job.directory / "out" / "units").mkdir(parents=True)
     for name in ("shard-00000.bin.0123456789ab-77-00000000.partial", "units/abc.bin.0123456789ab-77-00000000.partial"):

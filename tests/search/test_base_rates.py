@@ -160,6 +160,18 @@ def _fail_on(path):
     return write
 
 
+def test_a_damaged_record_of_a_killed_search_is_named(corpus, first, tmp_path, monkeypatch):
+    out = tmp_path / "rates.parquet"
+    with monkeypatch.context() as patched:
+        patched.setattr(base_rates, "write_file", _fail_on(out))
+        with pytest.raises(OSError, match="killed"):
+            search_base_rates(corpus, first, out, ngram=8)
+    record = next(path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:6] == b"\x93NUMPY")
+    record.write_bytes(record.read_bytes()[:20])
+    with pytest.raises(UserError, match=record.name):
+        search_base_rates(corpus, first, out, ngram=8)
+
+
 def test_records_of_another_search_are_refused(corpus, first, tmp_path, monkeypatch):
     out = tmp_path / "rates.parquet"
     with monkeypatch.context() as patched:
