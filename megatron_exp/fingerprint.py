@@ -45,6 +45,11 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float | np.floating) or bool(np.isfinite(value))
 
 
+def of_parsed(value: Any) -> str:
+    """Fingerprint of a value that was parsed from JSON, which has no infinity and no NaN to look for; that of `of_json`."""
+    return of_bytes(_written(value))
+
+
 def of_bytes(*parts: bytes) -> str:
     """Fingerprint of a sequence of byte strings (length-prefixed, so their borders count)."""
     return _of_parts(parts)

@@ -62,3 +62,8 @@ def test_golden_fingerprints_never_change():
     assert fingerprint.of_table(pa.table({"a": [1, 2], "s": ["x", None]})) == "ebd79577edd950e2f5b2bd51844bbfa4"
     hashes = pa.array([b"b" * 16, None, b"a" + b"\0" * 15, b"b" * 16], pa.binary(16))
     assert fingerprint.of_table(pa.table({"hash": hashes})) == "acfcde106ec93e011f8002accd724a2e"
+
+
+def test_a_parsed_value_has_the_fingerprint_of_the_value():
+    value = {"a": [1, 2.5, None, "x"], "b": {"c": True}}
+    assert fingerprint.of_parsed(value) == fingerprint.of_json(value)

@@ -12,7 +12,9 @@ import numpy as np
 
 _FIRST_NEWER = 0x378
 """The first character that Unicode 16 leaves unassigned."""
-_EMPTY_PLANES = range(0x40000, 0xE0000)
+_EMPTY_PLANES = range(0x33480, 0xE0000)
+_ASSIGNED = (range(0x3400, 0x4DC0), range(0x4E00, 0xA000), range(0xAC00, 0xD7A4), range(0xD800, 0xF900), range(0x20000, 0x2A6E0))
+"""Long blocks that Unicode 14 has filled (ideographs, Hangul), surrogates and private use: they need no looking up."""
 _PART = 1 << 20
 _NEW_IN_17 = """
     88f c5c cdc a7ce-a7cf a7d2 a7d4 a7f1 10940-10959 10ec5-10ec7 11b60-11b67 11db0-11ddb 11de0-11de9 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff
@@ -47,8 +49,12 @@ def _is_newer() -> np.ndarray:
     """bool [code points]: not assigned in the Unicode of this Python (14 to 16), or new in 17."""
     newer = np.zeros(0x110000, bool)
     newer[_EMPTY_PLANES.start : _EMPTY_PLANES.stop] = True
-    for code in (*range(_EMPTY_PLANES.start), *range(_EMPTY_PLANES.stop, 0xF0000)):
+    unsure = np.ones(_EMPTY_PLANES.start, bool)
+    for block in _ASSIGNED:
+        unsure[block.start : block.stop] = False
+    for code in (*np.flatnonzero(unsure).tolist(), *range(_EMPTY_PLANES.stop, 0xE1000)):
         newer[code] = unicodedata.category(chr(code)) == "Cn"
+    newer[0xE1000:0xF0000] = True
     for part in _NEW_IN_17.split():
         first, _, last = part.partition("-")
         newer[int(first, 16) : int(last or first, 16) + 1] = True

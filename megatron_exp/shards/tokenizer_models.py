@@ -66,7 +66,7 @@ class HuggingFaceModel:
         self.eos_string = _find_eos(path, eos, vocabulary, self.special_strings)
         self.eos_id = vocabulary[self.eos_string]
         kept = {name: value for name, value in content.items() if name not in ("truncation", "padding")}
-        self.fingerprint = fingerprint.of_json({"kind": "tokenizer.json", "eos": self.eos_id, "content": kept})
+        self.fingerprint = fingerprint.of_parsed({"kind": "tokenizer.json", "eos": self.eos_id, "content": kept})
 
     def encode_batch(self, texts: Sequence[str], *, specials_as_ids: bool) -> list[np.ndarray]:
         self._library.encode_special_tokens = not specials_as_ids
