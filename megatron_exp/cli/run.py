@@ -33,10 +33,7 @@ def train(
     processes: Annotated[int, typer.Option(help="Processes on this machine; under torchrun or srun leave it at 1.")] = 1,
 ) -> None:
     """Train on the manifest (or its baseline). Exit code 75: stopped by a signal after a checkpoint, start again to continue."""
-    if processes > 1:
-        from megatron_exp.training.launch import launch
-
-        sys.exit(launch(_without_processes(sys.argv[1:]), processes))
+    _share_among(processes)
     from megatron_exp.training.train import train as go
 
     code = go(
@@ -52,6 +49,14 @@ def train(
         hang_seconds=hang_seconds,
     )
     sys.exit(code)
+
+
+def _share_among(processes: int) -> None:
+    """Where several processes are asked for: start them, each with the rest of this command line, and end as they do."""
+    if processes > 1:
+        from megatron_exp.training.launch import launch
+
+        sys.exit(launch(_without_processes(sys.argv[1:]), processes))
 
 
 def _without_processes(arguments: list[str]) -> list[str]:
@@ -88,10 +93,7 @@ def evaluate(
     """Score the experiments of a run and write RUN/evals/; or let a Hugging Face model answer a manifest's probes."""
     if model is not None and (tp, pp, processes) != (1, 1, 1):
         raise UserError("`eval --model HF_DIR` runs in one process. Leave out --processes, --tp and --pp.")
-    if processes > 1:
-        from megatron_exp.training.launch import launch
-
-        sys.exit(launch(_without_processes(sys.argv[1:]), processes))
+    _share_among(processes)
     from megatron_exp.config.schema import ParallelConfig
     from megatron_exp.evaluation import evaluate as go
     from megatron_exp.evaluation import evaluate_model

@@ -170,7 +170,12 @@ def _problem(model: type[BaseModel], one: Any, line_of: Any) -> str:
         return f"unknown key {name}{line}{_suggestion(model, location)}"
     if one["type"] == "missing":
         return f"missing key {name}{line}"
-    return f"{name}{line}: {one['msg'].removeprefix('Value error, ')}, found {_shown(one['input'])}"
+    return f"{name}{line}: {plain_reason(one['msg'])}, found {_shown(one['input'])}"
+
+
+def plain_reason(message: str) -> str:
+    """A message of pydantic's; a validator's own words as they were written."""
+    return message.removeprefix("Value error, ")
 
 
 def _shown(value: Any) -> str:

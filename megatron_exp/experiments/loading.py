@@ -9,6 +9,7 @@ from types import ModuleType
 from pydantic import ValidationError
 
 import megatron_exp.experiments
+from megatron_exp.config.load import plain_reason
 from megatron_exp.config.schema import ExperimentEntry
 from megatron_exp.errors import UserError
 from megatron_exp.experiments.protocol import Experiment
@@ -94,14 +95,10 @@ def _parameter_message(entry: ExperimentEntry, found: type[Experiment], error: V
         elif problem["type"] == "missing":
             problems.append(f"{key} is missing")  # the input of such a problem is the whole entry
         elif key:
-            problems.append(f"{key} is {problem['input']!r}: {_reason(problem['msg'])}")
+            problems.append(f"{key} is {problem['input']!r}: {plain_reason(problem['msg'])}")
         else:
-            problems.append(_reason(problem["msg"]))
+            problems.append(plain_reason(problem["msg"]))
     return (
         f"Experiment {entry.name} ({entry.type}) cannot be set up: {'; '.join(problems)}. Its parameters are {', '.join(found.model_fields)}; "
         f"the docstring of {found.__module__} explains them."
     )
-
-
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")

@@ -316,10 +316,9 @@ class MemorizationPatterns(PaperDesign, Experiment):
                 chosen = _same_tokens(_with_held_out(now, condition, _HELD_OUT))
                 yield contrast_score(chosen, "auc-by-condition", condition, step, "greater", measure="auc")
                 yield gain_score(chosen, "gain", step, condition)
-                yield from _descriptions(now, before, chosen, condition, step)
                 if self.has_rate:
                     yield tpr_score(chosen, "tpr-at-1pct-fpr", step, condition)
-                    yield from _described_rates(now, chosen, condition, step)
+                yield from _descriptions(now, before, chosen, condition, step, self.has_rate)
 
     def simulate(self, items: pa.Table, probes: pa.Table, effect: float, words: Words) -> pa.Table:
         """Held-out dialogues change by unit noise between twin and run; those with the most copies by a shift that gives AUC 0.5 + effect."""
@@ -350,26 +349,21 @@ def _same_tokens(frame: Frame) -> Frame:
     return frame.where(np.array([pair in members for pair in zip(cells, tokens.tolist(), strict=True)]))
 
 
-def _descriptions(now: Frame, before: Frame, chosen: Frame, condition: str, step: int) -> Iterator[Score]:
+def _descriptions(now: Frame, before: Frame, chosen: Frame, condition: str, step: int, has_rate: bool) -> Iterator[Score]:
     """The run alone, the pool of other tokens, and the dialogue before the suffix."""
     if chosen.has_twin:
         alone = chosen.filled(chosen.run, np.full(len(chosen), np.nan))
         yield contrast_score(alone, "auc-run-alone", condition, step, "greater", measure="auc")
+        if has_rate:
+            yield tpr_score(alone, "tpr-run-alone", step, condition)
     pool = _with_held_out(now, condition, _POOL)
     if (pool.role == "control").any():
         yield contrast_score(pool, "auc-against-pool", condition, step, "greater", measure="auc")
+        if has_rate:
+            yield tpr_score(pool, "tpr-against-pool", step, condition)
     if (before.condition == condition).any():
         text = before.where(np.isin(before.item, chosen.item))
         yield contrast_score(text, "auc-dialogue", condition, step, "greater", measure="auc")
-
-
-def _described_rates(now: Frame, chosen: Frame, condition: str, step: int) -> Iterator[Score]:
-    """The rates of the run alone, and against the pool of other tokens."""
-    if chosen.has_twin:
-        yield tpr_score(chosen.filled(chosen.run, np.full(len(chosen), np.nan)), "tpr-run-alone", step, condition)
-    pool = _with_held_out(now, condition, _POOL)
-    if (pool.role == "control").any():
-        yield tpr_score(pool, "tpr-against-pool", step, condition)
 
 
 def _sampled_counts(context: Context) -> np.ndarray:

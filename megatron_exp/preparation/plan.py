@@ -220,13 +220,14 @@ def _write(
 
 
 def _probes(enabled: Sequence[Designed], insertions: pa.Table, store: PayloadStore) -> pa.Table:
-    rows = (row for one in enabled for row in probe_rows(one.entry.name, _asked(one, insertions), store))
+    owners = insertions["experiment"].cast(pa.string())
+    placed = ((one, insertions.filter(pc.equal(owners, one.entry.name))) for one in enabled)
+    rows = (row for one, own in placed for row in probe_rows(one.entry.name, _asked(one, own), store))
     return table_of((row | {"probe_id": number} for number, row in enumerate(rows)), schema.PROBE_DEFINITIONS)
 
 
-def _asked(one: Designed, insertions: pa.Table) -> list[Probe]:
-    """What an experiment asks, given where its copies are."""
-    placed = insertions.filter(pc.equal(insertions["experiment"].cast(pa.string()), one.entry.name))
+def _asked(one: Designed, placed: pa.Table) -> list[Probe]:
+    """What an experiment asks, given its own rows of the insertions table."""
     asked = list(one.experiment.probes(one.items, placed, one.context))
     if one.controller:
         check_probes(one.entry.name, one.controller, asked, one.context.geometry)

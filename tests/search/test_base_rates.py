@@ -142,13 +142,18 @@ def test_a_search_killed_after_any_shard_goes_on_with_the_next(corpus, first, se
 
 def test_a_killed_search_goes_on_with_the_shards_that_are_left(corpus, first, searched, tmp_path, monkeypatch):
     out = tmp_path / "rates.parquet"
+    _kill_before_the_result(corpus, first, out, monkeypatch)
+    monkeypatch.setattr(base_rates, "count_in_shard", None)
+    assert search_base_rates(corpus, first, out, ngram=8).equals(searched[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
+
+
+def _kill_before_the_result(corpus, first, out, monkeypatch):
+    """A search whose shards are all counted and whose result is not written."""
     with monkeypatch.context() as patched:
         patched.setattr(base_rates, "write_file", _fail_on(out))
         with pytest.raises(OSError, match="killed"):
             search_base_rates(corpus, first, out, ngram=8)
-    monkeypatch.setattr(base_rates, "count_in_shard", None)
-    assert search_base_rates(corpus, first, out, ngram=8).equals(searched[1])
-    assert [path.name for path in tmp_path.iterdir()] == ["rates.parquet"]
 
 
 def _fail_on(path):
@@ -162,10 +167,7 @@ def _fail_on(path):
 
 def test_a_damaged_record_of_a_killed_search_is_named(corpus, first, tmp_path, monkeypatch):
     out = tmp_path / "rates.parquet"
-    with monkeypatch.context() as patched:
-        patched.setattr(base_rates, "write_file", _fail_on(out))
-        with pytest.raises(OSError, match="killed"):
-            search_base_rates(corpus, first, out, ngram=8)
+    _kill_before_the_result(corpus, first, out, monkeypatch)
     record = next(path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:6] == b"\x93NUMPY")
     record.write_bytes(record.read_bytes()[:20])
     with pytest.raises(UserError, match=record.name):
@@ -174,10 +176,7 @@ def test_a_damaged_record_of_a_killed_search_is_named(corpus, first, tmp_path, m
 
 def test_records_of_another_search_are_refused(corpus, first, tmp_path, monkeypatch):
     out = tmp_path / "rates.parquet"
-    with monkeypatch.context() as patched:
-        patched.setattr(base_rates, "write_file", _fail_on(out))
-        with pytest.raises(OSError, match="killed"):
-            search_base_rates(corpus, first, out, ngram=8)
+    _kill_before_the_result(corpus, first, out, monkeypatch)
     with pytest.raises(UserError, match="another search"):
         search_base_rates(corpus, first, out, ngram=9)
 
