@@ -1,6 +1,6 @@
 """A training step of this trainer with all its hooks and experiments, of a bare megatron-core loop, and of plain PyTorch, in turn.
 
-Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N]
+Usage: python benchmarks/train.py [--pairs P] [--steps-per-block K] [--device cpu|cuda] [--preset NAME] [--config FILE] [--threads N] [--update-alone]
 
 Goals: at most 2% over the bare loop and 10% over plain PyTorch, under 1% of the time spent waiting for data. Scheduled probes, validation and
 decisions of controllers are left out of the steps and listed (`longest_step`: what one of them takes). No checkpoint is written.
@@ -26,6 +26,7 @@ from rivals import BareLoop, MicroBatches, PlainLoop
 
 from megatron_exp.cli.quickstart import standard_library
 from megatron_exp.config.load import load_config
+from megatron_exp.model.step import MicroBatch, train_step
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.preparation.bpe import train_bpe
 from megatron_exp.preparation.plan import plan
@@ -165,6 +166,7 @@ def timed(layout: Layout, step: Callable[[MicroBatches], None], batches: list[Mi
 def prepare(directory: Path, options: argparse.Namespace) -> Path:
     """A corpus of Python's standard library, or larger of made-up words, and the manifest of a configuration on it."""
     sources = [f"python-stdlib={path}" for path in standard_library()]
+    directory.mkdir(parents=True, exist_ok=True)
     train_bpe(texts_of(sources), options.vocabulary, directory / "tokenizer.json")
     if options.made_up_tokens:
         sources = [str(made_up(directory / "texts.jsonl", options.made_up_tokens))]
@@ -211,6 +213,8 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
     rivals: dict[str, Callable[[MicroBatches], None]] = {"bare": bare.step}
     if not options.without_plain:
         rivals["plain"] = PlainLoop(shape, layout.device, run.model.dtype).step
+    if options.update_alone:
+        rivals["update"] = lambda batches: _discard(train_step(run.model, run.optimizer, [MicroBatch(*part) for part in batches]))
     costs: dict[str, Cost] = defaultdict(Cost)
     pacer, feed = Pacer(options.steps_per_block, options.pairs, costs, rivals), TimedFeed(run)
     try:
@@ -222,6 +226,11 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
         run.feed.close()
         layout.stop()
     return summary(run, pacer, costs, feed, options)
+
+
+def _discard(value: object) -> None:
+    """Nothing of a rival's step is used."""
+    del value
 
 
 def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, options: argparse.Namespace) -> dict[str, Any]:
@@ -240,6 +249,7 @@ def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, opt
         "trainer_over_bare": ratios(seconds["trainer"], seconds["bare"]),
         "goal_trainer_over_bare": 1.02,
         **({"trainer_over_plain": ratios(seconds["trainer"], seconds["plain"]), "goal_trainer_over_plain": 1.1} if "plain" in seconds else {}),
+        **({"update_over_bare": ratios(seconds["update"], seconds["bare"])} if "update" in seconds else {}),
         **({} if on_gpu else {f"cpu_over_{name}": ratios(pacer.cpu_seconds["trainer"], values) for name, values in rivals_of(pacer).items()}),
         "cpu_share": round((sum(cost.cpu_seconds for cost in always.values()) + reading) / bare_total, 4),
         "cpu_share_of": {"reading": round(reading / bare_total, 4)} | {name: round(cost.cpu_seconds / bare_total, 4) for name, cost in always.items()},
@@ -271,6 +281,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--micro-batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--update-alone", action="store_true", help="also time the trainer's update on batches on the device, without hooks, reading and noise")
+    parser.add_argument("--prepared", type=Path, help="where corpus and manifest are kept, and used if they are there already (default: a temporary directory)")
     parser.add_argument("--without-plain", action="store_true", help="where three models do not fit on the device")
     options = parser.parse_args()
     options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
@@ -278,8 +290,9 @@ def main() -> None:
         parser.error(f"--device {options.device}, but CUDA is {'' if torch.cuda.is_available() else 'not '}available: the trainer computes where it is.")
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        result = measure(prepare(directory, options), directory, options)
+        prepared = options.prepared or Path(folder)
+        manifest = prepared / "manifest" if (prepared / "manifest").exists() else prepare(prepared, options)
+        result = measure(manifest, Path(folder), options)
     show("train", **result)
 
 

@@ -97,6 +97,16 @@ def weights_hash(model: LanguageModel) -> str:
     return digest.hexdigest()
 
 
+def different_weights(one: LanguageModel, other: LanguageModel) -> dict[str, list[float]]:
+    """Name of a parameter to the number of weights that differ and the largest difference."""
+    found = {}
+    for (name, mine), theirs in zip(one.chunks[0].named_parameters(), other.chunks[0].parameters(), strict=True):
+        difference = (mine.detach().float() - theirs.detach().float()).abs()
+        if int(difference.count_nonzero()):
+            found[name] = [int(difference.count_nonzero()), float(difference.max())]
+    return found
+
+
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
     device = torch.device("cuda", torch.cuda.current_device())
@@ -140,7 +150,7 @@ def engine_against_local(layout: Layout) -> dict[str, Any]:
 
 
 def fp8(layout: Layout, recipe: str) -> dict[str, Any]:
-    """A recipe against bf16, and resumed after half of the steps against not interrupted."""
+    """A recipe against bf16; resumed after half of the steps, and repeated from the start, against not interrupted."""
     shape = shape_of("small", 1024)
     reference = losses(train(*make(shape, layout, "bf16"), range(STEPS)))
     model, optimizer = make(shape, layout, "fp8", recipe)
@@ -153,12 +163,16 @@ def fp8(layout: Layout, recipe: str) -> dict[str, Any]:
         load_checkpoint(Path(folder) / "half", again, its_optimizer)
     its_optimizer.set_learning_rate(LEARNING_RATE)
     resumed = losses(train(again, its_optimizer, range(half, STEPS)))
+    repeated, repeats_optimizer = make(shape, layout, "fp8", recipe)
+    train(repeated, repeats_optimizer, range(STEPS))
     return {
         "products": precisions.effective_precision(model.chunks[0], recipe),
         "losses": losses(first) + rest,
         "relative_difference_to_bf16": apart(losses(first) + rest, reference),
         "resume_relative_difference": apart(resumed, rest),
         "resume_is_bitwise": resumed == rest and weights_hash(again) == weights_hash(model),
+        "differs_after_resume": different_weights(again, model),
+        "differs_when_repeated": different_weights(repeated, model),
     }
 
 

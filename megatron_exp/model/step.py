@@ -16,7 +16,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, data_parallel_group
 from megatron_exp.model.presets import Z_LOSS_WEIGHT
-from megatron_exp.parallel.device import sent
+from megatron_exp.parallel.device import received, sent
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.parallel.slices import batch_positions
 
@@ -89,8 +89,9 @@ def train_step(model: LanguageModel, optimizer: Optimizer, micro_batches: Sequen
         forward_only=False,
     )
     model.noise.clear()
+    seen = received(_reduced(model.layout, sums))  # before the update, whose end need not be waited for
     gradient_norm = optimizer.step()
-    loss, z_loss, num_tokens = _reduce(model.layout, sums)
+    loss, z_loss, num_tokens = seen().tolist()
     return StepResult(loss / num_tokens, z_loss / num_tokens, gradient_norm, int(num_tokens))
 
 
@@ -125,11 +126,11 @@ def _summed_loss(losses: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor
     return nll + z_loss, num_tokens, logged
 
 
-def _reduce(layout: Layout, sums: list[torch.Tensor]) -> list[float]:
-    """The sums of all micro-batches of all replicas, from the last pipeline stage to every rank."""
+def _reduced(layout: Layout, sums: list[torch.Tensor]) -> torch.Tensor:
+    """float64 [3]: the sums of all micro-batches of all replicas, from the last pipeline stage to every rank."""
     total = torch.stack(sums).sum(0) if layout.is_last_stage else torch.zeros(3, dtype=torch.float64, device=layout.device)
     dist.all_reduce(total, group=data_parallel_group())
-    return from_last_stage(layout, total).tolist()
+    return from_last_stage(layout, total)
 
 
 def from_last_stage(layout: Layout, value: torch.Tensor) -> torch.Tensor:

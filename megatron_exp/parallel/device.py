@@ -11,7 +11,7 @@ import platform
 import resource
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -67,6 +67,21 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def received(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy the tensor to the CPU. What is returned waits for the copy, and not for what the device is told to do after this call."""
+    if tensor.device.type == "cpu":
+        return lambda: tensor
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> torch.Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait
+
+
 def compute_capability() -> tuple[int, int]:
     """(major, minor) of this process's GPU; (0, 0) on CPU."""
     return torch.cuda.get_device_capability() if has_cuda() else (0, 0)
@@ -94,7 +109,7 @@ def peak_flops(device: torch.device) -> float | None:
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held at once: on the device by tensors, or by this process on CPU; since the process started."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.memory.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]  # max_memory_allocated sorts all statistics first
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -14,11 +14,18 @@ def weight_norms(model: LanguageModel) -> dict[str, float]:
     """
     layout = model.layout
     model.complete_weights()
-    squares = {part: torch.zeros((), dtype=torch.float64, device=layout.device) for part in PARTS.values()}
+    counted: dict[str, list[torch.Tensor]] = {part: [] for part in PARTS.values()}
     if layout.dp_rank == 0 and layout.cp_rank == 0:
         for chunk in model.chunks:
             for name, weight in chunk.named_parameters():
                 if layout.tp_rank == 0 or getattr(weight, "tensor_model_parallel", False):
-                    squares[part_of(name)] += torch.linalg.vector_norm(weight.detach(), dtype=torch.float32).double().square()
-    total = sum_over_processes(layout, torch.stack(list(squares.values())).cpu())  # the only wait for the device
-    return dict(zip(squares, total.sqrt().tolist(), strict=True))
+                    counted[part_of(name)].append(weight.detach())
+    squares = torch.stack([_sum_of_squares(weights, layout.device) for weights in counted.values()]).cpu()  # the only wait for the device
+    return dict(zip(counted, sum_over_processes(layout, squares).sqrt().tolist(), strict=True))
+
+
+def _sum_of_squares(weights: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Of all elements, float64 []; a GPU reads all weights in few kernels."""
+    if not weights:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(weights, dtype=torch.float32)).double().square().sum()
