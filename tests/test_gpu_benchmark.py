@@ -37,7 +37,7 @@ def test_what_is_known_is_not_run_again_and_what_failed_is(tmp_path, monkeypatch
     monkeypatch.setattr(run, "reason_not_to_run", lambda: None)
     monkeypatch.setattr(run, "reason_not_to_run_part", lambda part: "no engine" if part.startswith("fp8") else None)
     asked = []
-    monkeypatch.setattr(run, "command_of", lambda part, prepared: asked.append(part) or [sys.executable, "-c", OK if part == "machine" else FAILS])
+    monkeypatch.setattr(run, "command_of", lambda part: asked.append(part) or [sys.executable, "-c", OK if part == "machine" else FAILS])
     only, out = ["machine", "deterministic", "fp8-delayed"], tmp_path / "results.jsonl"
     run.run(out, only, minutes=1)
     run.run(out, only, minutes=1)

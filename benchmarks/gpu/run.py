@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,12 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PART_MINUTES = 15
-EXPERIMENTS = {"179m": "olmo2-179m", "1b": "olmo2-1b"}
-"""Models that are also trained by the whole trainer, with all experiments of examples/ten-small.yaml, beside a bare loop."""
+EXPERIMENTS = {
+    "179m": ("olmo2-179m", 16, ["geometry.global_batch_size=32", "geometry.steps=250", "pool.slots=3000", "training.schedule.decay_start=200"]),
+    "1b": ("olmo2-1b", 4, ["geometry.global_batch_size=8", "geometry.steps=1000", "pool.slots=1400"]),
+}
+"""Models that are also trained by the whole trainer, with all experiments of examples/ten-small.yaml, beside a bare loop: preset, size of a
+micro-batch, settings. Two micro-batches make an update, as many tokens each as keep the GPU busy."""
 
 
 def part_names() -> Iterator[str]:
@@ -66,23 +69,23 @@ def reason_not_to_run_part(part: str) -> str | None:
     return None
 
 
-def command_of(part: str, prepared: Path) -> list[str]:
-    """The process of a part; its last line is JSON. prepared: where parts of the whole trainer share corpus and manifest."""
+def command_of(part: str) -> list[str]:
+    """The process of a part; its last line is JSON."""
     kind, _, rest = part.partition("-")
     if kind != "experiments":
         return [sys.executable, str(HERE / "run.py"), "--part", part]
-    settings = ["geometry.sequence_length=4096", "geometry.global_batch_size=8", "geometry.steps=1000", "pool.slots=1400", "model.vocabulary_size=100352"]
-    words = [word for setting in settings for word in ("--set", setting)]
-    arguments = ["--device", "cuda", "--preset", EXPERIMENTS[rest.partition("-")[0]], "--without-plain", "--update-alone", "--made-up-tokens", "60000000"]
-    return [sys.executable, str(HERE.parent / "train.py"), *arguments, "--micro-batch-size", "4", "--pairs", "10", "--prepared", str(prepared), *words]
+    preset, rows, settings = EXPERIMENTS[rest.partition("-")[0]]
+    words = [word for setting in (*settings, "geometry.sequence_length=4096", "model.vocabulary_size=100352") for word in ("--set", setting)]
+    arguments = ["--device", "cuda", "--preset", preset, "--micro-batch-size", str(rows), "--pairs", "10", "--made-up-tokens", "60000000"]
+    return [sys.executable, str(HERE.parent / "train.py"), *arguments, "--without-plain", "--update-alone", *words]
 
 
-def run_part(part: str, minutes: float, prepared: Path) -> dict[str, Any]:
+def run_part(part: str, minutes: float) -> dict[str, Any]:
     """One line of the results."""
     begin = time.monotonic()
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}:{HERE.parent}", "PYTHONWARNINGS": "ignore"}
     try:
-        done = subprocess.run(command_of(part, prepared), capture_output=True, text=True, env=environment, timeout=60 * minutes, check=False)
+        done = subprocess.run(command_of(part), capture_output=True, text=True, env=environment, timeout=60 * minutes, check=False)
     except subprocess.TimeoutExpired:
         return {"name": part, "state": "failed", "seconds": round(time.monotonic() - begin, 1), "reason": f"not done after {minutes:g} minutes"}
     line: dict[str, Any] = {"name": part, "state": "failed", "seconds": round(time.monotonic() - begin, 1)}
@@ -109,14 +112,13 @@ def run(out: Path, only: list[str], minutes: float) -> None:
     """Run what has not been run; nothing is run again."""
     nowhere = reason_not_to_run()
     done = {line["name"] for line in lines_of(out) if line["state"] == "ok"}
-    with tempfile.TemporaryDirectory() as folder:
-        for part in part_names():
-            if part in done or (only and part not in only):
-                continue
-            reason = nowhere or reason_not_to_run_part(part)
-            line = {"name": part, "state": "not run", "reason": reason} if reason else run_part(part, minutes, Path(folder))
-            append(out, line)
-            print(summary(line), flush=True)
+    for part in part_names():
+        if part in done or (only and part not in only):
+            continue
+        reason = nowhere or reason_not_to_run_part(part)
+        line = {"name": part, "state": "not run", "reason": reason} if reason else run_part(part, minutes)
+        append(out, line)
+        print(summary(line), flush=True)
 
 
 def summary(line: dict[str, Any]) -> str:

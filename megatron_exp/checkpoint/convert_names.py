@@ -63,6 +63,15 @@ def correspondences(shape: ModelShape) -> Iterator[Correspondence]:
     yield _of("output_layer.weight", {"lm_head.weight": vocabulary})
 
 
+def is_empty_state(name: str) -> bool:
+    """Whether a checkpoint's object of this name is the state of a layer that has none to keep.
+
+    Transformer Engine's norms and attention write one all the same, and PyTorch's do not; only linear layers have a history of FP8.
+    """
+    owner, is_state, _ = name.partition("._extra_state")
+    return bool(is_state) and not owner.endswith(_LINEAR)
+
+
 def empty_states(shape: ModelShape) -> Iterator[str]:
     """Names under which megatron's linear layers keep a state of their own in a checkpoint; without FP8 history there is nothing in it."""
     for layer in range(shape.layers):

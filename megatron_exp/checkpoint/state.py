@@ -5,12 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from megatron_exp import fingerprint
 from megatron_exp.checkpoint import catalogue
+from megatron_exp.checkpoint.convert_names import is_empty_state
 from megatron_exp.errors import UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, OptimizerSummary, data_parallel_group
@@ -48,18 +50,25 @@ def load_checkpoint(directory: Path, model: LanguageModel, optimizer: Optimizer 
     loaded, unread, absent = dist_checkpointing.load(
         state_of(model, optimizer, is_portable, is_loading=True), str(directory), strict=StrictHandling.RETURN_ALL
     )
-    differing = absent | (unread if optimizer else {key for key in unread if not key.startswith("optimizer.")})
+    differing = {key for key in absent | unread if not is_empty_state(key) and (optimizer or not key.startswith("optimizer."))}
     if differing:
         names = ", ".join(sorted(differing)[:5])
         raise UserError(
             f"{directory} is not a checkpoint of this model: only one of them has {names}. Use the model configuration it was saved with."
         )
     for part, chunk in enumerate(model.chunks):
-        chunk.load_state_dict(loaded["model"][str(part)], strict=True)
+        _take(chunk, loaded["model"][str(part)])
     if optimizer:
         optimizer.load_sharded_state(loaded["optimizer"])
         _check_restored(directory, OptimizerSummary(**record["optimizer"]), optimizer.summary())
     return record["extra"]
+
+
+def _take(chunk: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Load one part's weights, all of them; a layer without stored extra state keeps the one that it has."""
+    result = chunk.load_state_dict(state, strict=False)
+    wrong = [name for name in (*result.missing_keys, *result.unexpected_keys) if not name.endswith("_extra_state")]
+    assert not wrong, f"weights that one side lacks were not found before: {wrong}"
 
 
 def read_extra(directory: Path) -> dict[str, Any]:

@@ -4,6 +4,10 @@ import math
 
 import torch
 
+from megatron_exp.model.compiled import compiled_on_gpu
+from megatron_exp.parallel.device import sent
+
+_Word = int | torch.Tensor
 _MASK_32 = 0xFFFFFFFF
 _MULTIPLIER_0 = 0xD2511F53
 _MULTIPLIER_1 = 0xCD9E8D57
@@ -17,9 +21,13 @@ def philox(key: int, c0: torch.Tensor, c1: torch.Tensor, c2: int, c3: int) -> to
 
     Returns int64 [..., 4] with values in [0, 2**32): torch has no unsigned arithmetic, and products wrap the same way.
     """
-    k0, k1 = key & _MASK_32, (key >> 32) & _MASK_32
+    return _philox(key & _MASK_32, (key >> 32) & _MASK_32, c0, c1, c2, c3)
+
+
+def _philox(k0: _Word, k1: _Word, c0: torch.Tensor, c1: torch.Tensor, c2: _Word, c3: _Word) -> torch.Tensor:
+    """`philox` with the halves of the key apart; what is the same for all counters is a number or a tensor [] that holds one."""
     x0, x1 = torch.broadcast_tensors(c0 & _MASK_32, c1 & _MASK_32)
-    x2, x3 = torch.full_like(x0, c2 & _MASK_32), torch.full_like(x0, c3 & _MASK_32)
+    x2, x3 = torch.zeros_like(x0) + (c2 & _MASK_32), torch.zeros_like(x0) + (c3 & _MASK_32)
     for round_index in range(_ROUNDS):
         r0 = (k0 + round_index * _WEYL_0) & _MASK_32
         r1 = (k1 + round_index * _WEYL_1) & _MASK_32
@@ -44,11 +52,19 @@ def grid_normals(key: int, rows: torch.Tensor, columns: int, stream: int = 0) ->
 
     Columns 2i and 2i + 1 share a pair of words (sine and cosine of one angle).
     """
-    uniforms = (grid_words(key, rows, range(2 * -(-columns // 2)), stream).double() + 0.5) * 2.0**-32
+    blocks = torch.arange(-(-columns // 4), dtype=torch.int64, device=rows.device)
+    words = torch.tensor([word for number in (key, stream) for word in (number & _MASK_32, (number >> 32) & _MASK_32)])
+    return _block_normals(rows.to(torch.int64), blocks, sent(words, rows.device))[:, :columns]
+
+
+@compiled_on_gpu  # one kernel in place of some 160, which a small model would feel in each step with noise
+def _block_normals(rows: torch.Tensor, blocks: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """fp32 [len(rows), 4 len(blocks)] of `grid_normals`; words: int64 [4], the halves of key and stream, low ones first."""
+    k0, k1, c2, c3 = words.unbind()
+    uniforms = (_philox(k0, k1, blocks[None, :], rows[:, None], c2, c3).flatten(1).double() + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(uniforms[:, 0::2]))
     angle = 2.0 * math.pi * uniforms[:, 1::2]
-    normals = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return normals.flatten(1)[:, :columns].float()
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1).float()
 
 
 def grid_truncated_normals(key: int, rows: torch.Tensor, columns: range, bound: float) -> torch.Tensor:

@@ -6,6 +6,7 @@ from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.saving import save_checkpoint
 from megatron_exp.checkpoint.state import load_checkpoint, read_extra
 from megatron_exp.errors import UserError
+from megatron_exp.model.norm import RMSNorm
 from megatron_exp.model.scoring import token_scores
 from tests.model.tiny import running, same_weights, tiny_model, tokens_of, train, trainable
 
@@ -118,3 +119,25 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
     with pytest.raises(UserError, match=r"at tp 2, pp 1 and loads only there.*here are tp 1, pp 1.*can load is .*step-00000001"):
         load_checkpoint(parallel, *trainable(layout), is_checked=True)
     load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)
+
+
+@pytest.mark.parametrize("with_state_first", [True, False])
+def test_a_checkpoint_loads_into_layers_that_write_an_empty_state_and_into_layers_that_write_none(layout, tmp_path, monkeypatch, with_state_first):
+    """Transformer Engine's norms write one, PyTorch's do not: weights and a run go from one to the other."""
+    names = {"get_extra_state": lambda norm: torch.empty(0, dtype=torch.uint8), "set_extra_state": lambda norm, state: None}
+    saved, into = tmp_path / "saved", []
+    for has_state in (with_state_first, not with_state_first):
+        with monkeypatch.context() as patch:
+            for name, method in names.items() if has_state else ():
+                patch.setattr(RMSNorm, name, method, raising=False)
+            if not into:
+                model, optimizer = trainable(layout)
+                train(model, optimizer, [0])
+                save_checkpoint(saved, model, optimizer, {})
+                into.append(model)
+            else:
+                weights_alone = tiny_model(layout, seed=1)
+                load_checkpoint(saved, weights_alone, None)
+                resumed = trainable(layout, seed=1)
+                load_checkpoint(saved, *resumed)
+                assert same_weights(into[0], weights_alone) and same_weights(into[0], resumed[0])

@@ -12,6 +12,7 @@ from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import is_sound
 from megatron_exp.inspection.verify import verify
+from megatron_exp.model import precision
 from megatron_exp.model.build import build_model
 from megatron_exp.model.loss import token_losses
 from megatron_exp.model.optimizer import build_optimizer
@@ -41,8 +42,8 @@ def test_words_are_bitwise_those_of_the_cpu_and_normals_equal_to_a_millionth():
     assert torch.allclose(truncated, grid_truncated_normals(7, rows, range(101), 3.0), rtol=0, atol=1e-6)
 
 
-def trained(layout, precision, recipe="tensorwise", steps=range(8)):
-    model = build_model(tiny_shape(**WIDE), layout, precision, 0, recipe)
+def trained(layout, kind, recipe="tensorwise", steps=range(8)):
+    model = build_model(tiny_shape(**WIDE), layout, kind, 0, recipe)
     optimizer = build_optimizer(model, OptimizerConfig())
     return model, optimizer, train(model, optimizer, [0 for _ in steps])
 
@@ -52,7 +53,7 @@ def test_compiled_losses_and_gradients_are_those_of_the_cpu(layout):
     labels = torch.arange(300) % 501
     found = []
     for device in ("cpu", "cuda"):
-        wanted = logits.to(device).requires_grad_()
+        wanted = logits.to(device).clone().requires_grad_()
         losses, normalizers = token_losses(wanted, labels.to(device), dist.group.WORLD)
         (losses + 0.1 * normalizers**2).sum().backward()
         found.append((losses.detach().cpu(), wanted.grad.float().cpu()))
@@ -60,10 +61,23 @@ def test_compiled_losses_and_gradients_are_those_of_the_cpu(layout):
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_model_learns(layout, precision):
-    _, _, results = trained(layout, precision)
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_a_model_learns(layout, kind):
+    _, _, results = trained(layout, kind)
     assert results[-1].loss < results[0].loss - 1
+
+
+@pytest.mark.skipif(precision.engine_version() is None, reason="needs Transformer Engine")
+def test_weights_go_from_pytorchs_layers_to_transformer_engines_and_back(layout, tmp_path, monkeypatch):
+    engine = trained(layout, "bf16")
+    monkeypatch.setattr(precision, "engine_version", lambda: None)
+    local = trained(layout, "bf16")
+    assert (engine[0].implementation, local[0].implementation) == ("transformer-engine", "torch")
+    for (model, optimizer, _), other, name in ((engine, local, "engine"), (local, engine, "local")):
+        save_checkpoint(tmp_path / name, model, optimizer, {})
+        load_checkpoint(tmp_path / name, other[0], other[1])
+        assert same_weights(model, other[0])
+        train(model, optimizer, [9])
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
