@@ -13,6 +13,7 @@ from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.training.record import end_attempt
 from megatron_exp.training.train import train
 from tests.training.compare import answers, losses, step_hashes, weights
 from tests.training.processes import metrics
@@ -113,6 +114,16 @@ def test_a_run_killed_after_its_last_checkpoint_is_entered_as_finished(manifest:
     (run / "run.json").write_bytes(orjson.dumps(record))
     assert train(manifest, run) == 0
     assert RunRecord.open(run).record["state"] == "finished"
+
+
+def test_an_attempt_that_ends_is_the_newest_of_its_number(whole_run: Path, run: Path) -> None:
+    run.mkdir()
+    record = orjson.loads((whole_run / "run.json").read_bytes())
+    record["attempts"] = [{**record["attempts"][0], "state": "killed"}, {**record["attempts"][0], "state": "running"}]
+    (run / "run.json").write_bytes(orjson.dumps(record))
+    end_attempt(run, 1, STEPS, "stopped")
+    ended = RunRecord.open(run).record
+    assert ([one["state"] for one in ended["attempts"]], ended["state"]) == (["killed", "stopped"], "stopped")
 
 
 def test_an_error_while_training_is_entered_in_the_record_and_goes_on(data: Path, run: Path) -> None:
