@@ -16,6 +16,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import PROBES, SEGMENTS
 from megatron_exp.overlay.decided import Decided
+from megatron_exp.run_record import RunRecord
 from megatron_exp.stream.slot import Geometry
 from megatron_exp.training.data import Feed
 from megatron_exp.training.hooks import control
@@ -56,6 +57,14 @@ def assert_same_run(found: Path, other: Path) -> None:
     assert step_hashes(found) == step_hashes(other)
     assert losses(found) == losses(other)
     assert answers(found) == answers(other)
+    assert decided(found) == decided(other)
+
+
+def decided(run: Path) -> dict[str, dict[int, float]]:
+    """{controller: {state: copies}}, by the measurements that count."""
+    history = RunRecord.open(run).history()
+    found = {name: history.series(f"control/{name}", "copies") for name in ("facts", "slow")}
+    return {name: dict(zip(one.steps.tolist(), one.values.tolist(), strict=True)) for name, one in found.items()}
 
 
 def test_every_state_in_which_a_controller_decides_has_its_segment(whole: Path, controlled: Path) -> None:
