@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_exp.checkpoint.state import load_checkpoint
-from megatron_exp.config.load import override_config
+from megatron_exp.config.load import override_config, require_kept_states
 from megatron_exp.config.schema import Config
 from megatron_exp.control.chain import Chain
 from megatron_exp.errors import InterruptedRunError, UserError
@@ -147,6 +147,7 @@ def make_plan(
     chain = Chain(manifest, masked)
     overlay = Overlay.open(base, manifest, masked, chain.decided)
     _check_validation(config, manifest)
+    require_kept_states(config)
     shape = shape_of(config, corpus)
     data = base.fingerprint if baseline else overlay.fingerprint
     origin = choose_origin(directory, read_record(directory), begin_from, corpus)

@@ -13,6 +13,8 @@ from megatron_exp.control.answers import recorded_answers
 from megatron_exp.control.chain import Chain
 from megatron_exp.control.segments import DIRECTORY, read_segments, segment_path
 from megatron_exp.errors import UserError
+from megatron_exp.inspection.findings import is_sound
+from megatron_exp.inspection.verify import verify
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import PROBES, SEGMENTS
 from megatron_exp.overlay.decided import Decided
@@ -164,6 +166,19 @@ def test_segments_that_a_checkpoint_covers_are_written_again_where_they_are_gone
     assert train(controlled, run, resume=str(checkpoint_path(whole, 8))) == FINISHED
     assert files(run) == files(whole)
     assert weights(run) == weights(whole)
+    assert answers(run) == answers(whole)
+    assert ["steps 0 to 7 are in the directory" in finding.problem for finding in verify(run)] == [True]
+
+
+def test_a_checkpoint_that_was_moved_without_its_answers_is_resumed_with_a_warning_and_the_run_is_sound(
+    controlled: Path, whole: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = checkpoint_path(run.parent / "elsewhere", 8)
+    shutil.copytree(checkpoint_path(whole, 8), moved)
+    assert train(controlled, run, resume=str(moved), stop_at=9) == REQUEUE
+    assert "has no answers of the live probes up to step 8" in caplog.text
+    findings = verify(run)
+    assert is_sound(findings) and sum("no answers of state" in finding.problem for finding in findings) == 4
 
 
 def test_segments_of_another_run_and_changed_ones_are_refused(controlled: Path, whole: Path, run: Path) -> None:

@@ -7,6 +7,8 @@ import orjson
 import pytest
 
 from megatron_exp.errors import UserError
+from megatron_exp.evaluation import evaluate
+from megatron_exp.inspection.verify import verify
 from megatron_exp.ledger import slot_hash, step_hash
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.overlay.overlay import Overlay
@@ -90,6 +92,15 @@ def test_metrics_name_state_attempt_and_tokens_and_count_what_was_rewritten(mani
         assert lines[-1]["modified_tokens"][experiment] == sum(cell["tokens"] for cell in cells.values())
     assert lines[-1]["norms"].keys() == {"input", "hidden", "output"}
     assert [line["step"] for line in metrics(whole_run) if "validation_loss" in line] == [0, 6, 12]
+
+
+def test_a_run_on_a_moved_corpus_is_verified_and_evaluated_where_the_corpus_is_now(data: Path, tmp_path: Path, run: Path) -> None:
+    shutil.copytree(data / "corpus", tmp_path / "corpus")
+    manifest = make_manifest(tmp_path, experiments=EXPERIMENTS[:1])
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    assert train(manifest, run, overrides=[f"corpus.path={tmp_path / 'moved'}"]) == 0
+    assert verify(run) == []
+    assert (evaluate(run) / "results.parquet").exists()
 
 
 def test_the_record_says_what_the_run_is_and_how_it_ended(manifest: Path, whole_run: Path) -> None:
