@@ -63,7 +63,8 @@ def _problems(chain: Chain, segment: Segment, recorded: pa.Table, began: int, pl
             for name, state in again.items()
             if (recorded_state := segment.decisions.get(name)) and state != recorded_state
         )
-        yield Finding(place, f"the rules decide otherwise on the answers that {_PROBES_NAME} has of state {segment.step} ({told or 'other experiments'})")
+        found = f"the rules decide otherwise on the answers that {_PROBES_NAME} has of state {segment.step} ({told or 'other experiments'})"
+        yield Finding(place, found)
     made = chain.made_of(segment.decisions)
     if fingerprint.of_table(made.rows) != fingerprint.of_table(segment.rows):
         yield Finding(place, "its rows are not what its decisions hand out by the bank and the reserve of the manifest")

@@ -89,7 +89,7 @@ class Ownership:
         """UserError where another process has taken the directory over."""
         found = _read(self._path.parent)
         if found is None or _claim(found) != _claim(self._record):
-            by = f"process {found['process']} on {found['host']}" if found else "somebody who removed owner.json"
+            by = f"process {found['process']} on {found['host']}" if found else "another process, which has ended since"
             raise UserError(
                 f"{self._path.parent} was taken over by {by}. This process stops here and writes no more into it. Start only one `train` per run directory."
             )

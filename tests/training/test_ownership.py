@@ -25,6 +25,8 @@ from tests.training.processes import training
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.05)
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def change(directory: Path, **values: object) -> None:
@@ -115,7 +117,9 @@ def test_a_living_owner_beats(tmp_path: Path) -> None:
     owner.release()
 
 
-def test_a_job_started_again_takes_over_from_its_own_start_on_a_lost_node_as_a_later_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_started_again_takes_over_from_its_own_start_on_a_lost_node_as_a_later_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ownership, "_is_alive", lambda directory, found: True)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     lost = claimed(tmp_path)

@@ -59,7 +59,8 @@ class AlertHook(Hook):
         self._watch.moved(run.step, run.last.seconds)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._stop(run, result.loss, result.grad_norm)
-        found = [*self._spikes.look(run.step, result.loss, result.grad_norm), *self._waits.look(run.step, run.last.wait_seconds, run.last.seconds)]
+        late = self._waits.look(run.step, run.last.wait_seconds, run.last.seconds)
+        found = [*self._spikes.look(run.step, result.loss, result.grad_norm), *late]
         if "loss" in self._drifts and run.step - 1 not in self._planned:
             found += self._drifts["loss"].look(run.step, result.loss)
         if "validation_loss" in self._drifts and run.validation and run.validation[0] == run.step:
