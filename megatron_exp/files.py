@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -68,6 +69,13 @@ def _fsync_directory(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable, where whoever changed them may have failed to."""
     _fsync_directory(path)
+
+
+def append_whole(file: RawIOBase, data: bytes) -> None:
+    """Write all of DATA to an unbuffered file, whose `write` may take a part of it without an error (a full disk, a quota, NFS)."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def sync_file(path: Path) -> None:

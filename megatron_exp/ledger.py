@@ -9,6 +9,7 @@ killed and resumed has several attempts; of a step done twice, the last attempt 
 A process can die while it writes, so a torn tail is normal: readers leave it out and the next attempt cuts it off.
 """
 
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import xxhash
 
 from megatron_exp.errors import UserError
-from megatron_exp.files import require_file, sync_file, write_file
+from megatron_exp.files import append_whole, require_file, sync_file, write_file
 
 SCHEMA_VERSION = 1
 
@@ -97,10 +98,11 @@ class LedgerWriter:
         self._path = Path(path)
         if not self._path.exists():
             write_file(self._path, _header())
-        torn_bytes = read_ledger(self._path).torn_bytes
-        self._file = open(self._path, "r+b", buffering=0)  # noqa: SIM115 - open as long as the run
-        self._file.truncate(self._path.stat().st_size - torn_bytes)
-        self._file.seek(0, 2)
+        size = self._path.stat().st_size
+        if torn_bytes := read_ledger(self._path).torn_bytes:
+            os.truncate(self._path, size - torn_bytes)
+        # Each record goes behind whatever is the end by then: another attempt that was believed dead may have added some.
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
 
     def append(self, entry: Entry) -> None:
         """Add one step."""
@@ -109,7 +111,7 @@ class LedgerWriter:
         record["first_slot"], record["num_slots"] = entry.first_slot, entry.num_slots
         record["hash"] = np.void(entry.hash)
         record["crc32"] = _crc(record.tobytes())
-        self._file.write(record.tobytes())
+        append_whole(self._file, record.tobytes())
 
     def sync(self) -> None:
         """Make all steps so far durable."""

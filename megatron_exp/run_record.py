@@ -1,7 +1,7 @@
 """Reading a run directory: its record (run.json) and its history (metrics.jsonl). No torch, no model."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +109,14 @@ class RunRecord:
         return self.record["manifest"]["fingerprint"]
 
     def open_manifest(self) -> Manifest:
-        """The manifest the run was trained on; UserError where another lies in its place."""
+        """The manifest the run was trained on, with the corpus where the run found it; UserError where another lies in its place."""
         manifest = Manifest.open(self.manifest_path)
         if manifest.fingerprint != self.manifest_fingerprint:
             raise UserError(
                 f"The run {self.path} was trained on a manifest with fingerprint {self.manifest_fingerprint[:12]}, but {manifest.path} now has "
                 f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
             )
-        return manifest
+        return replace(manifest, moved_corpus=Path(self.record["corpus"]["path"]))
 
     @property
     def pairing(self) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import io
 import os
 import shutil
 
@@ -27,6 +28,23 @@ def count_calls(monkeypatch, fail_at=None):
 
 
 fail_at_error = [Crash()]
+
+
+class TakesThree(io.RawIOBase):
+    """Stands for a file of which the system writes three bytes at a time."""
+
+    def __init__(self):
+        self.content = b""
+
+    def write(self, data):
+        self.content += bytes(data[:3])
+        return min(3, len(data))
+
+
+def test_what_the_system_takes_in_parts_is_written_whole():
+    file = TakesThree()
+    files.append_whole(file, b"a whole line\n")
+    assert file.content == b"a whole line\n"
 
 
 def test_a_file_is_old_or_new_at_every_call_that_fails(tmp_path, monkeypatch):

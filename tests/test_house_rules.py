@@ -17,7 +17,7 @@ DOORS = sorted(file for folder in ("tools", "data_prep", "launch", "evals") for 
 MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 
 ENVIRONMENT_READERS = {"megatron_exp/parallel/launched.py", "megatron_exp/parallel/layout.py"}
-"""torchrun and srun tell a process its rank in variables, which one function reads; libraries want to be told things in others."""
+"""torchrun and srun tell a process its rank in variables, and SLURM its job; libraries want to be told things in others."""
 
 MAY_CATCH_EVERYTHING = {"megatron_exp/training/trackers.py"}
 """A service for looking at metrics may raise anything, and must not stop a run of weeks."""

@@ -48,6 +48,14 @@ def test_the_next_attempt_cuts_a_torn_tail_off_and_goes_on(tmp_path: Path) -> No
     assert ledger.torn_bytes == 0
 
 
+def test_two_writers_at_once_lose_no_record(tmp_path: Path) -> None:
+    first, second = LedgerWriter(tmp_path / "ledger.bin"), LedgerWriter(tmp_path / "ledger.bin")
+    for step in range(3):
+        first.append(entry(step))
+        second.append(entry(step, attempt=2))
+    assert len(read_ledger(tmp_path / "ledger.bin").records) == 6
+
+
 def test_a_tail_of_zeros_left_by_a_power_cut_is_a_torn_tail(tmp_path: Path) -> None:
     path = written(tmp_path / "ledger.bin", [entry(0)])
     path.write_bytes(path.read_bytes() + bytes(2 * RECORD.itemsize))

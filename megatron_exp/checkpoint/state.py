@@ -120,10 +120,17 @@ def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimiz
     if stored is None or stored == here:
         return
     portable = catalogue.newest_portable(directory.parent.parent)
-    remedy = f"The newest checkpoint that any layout can load is {portable}" if portable else "The run has none that any layout can load"
+    there = [path for _, path in catalogue.list_directories(directory.parent.parent)]
+    newer = [path.name for path in there[there.index(portable) + 1 :]] if portable else []
+    remedy = (
+        f"The newest checkpoint that any layout can load is {portable}: go on from it in a new directory (--resume {portable} --out NEW), or here after you "
+        f"have moved {', '.join(newer)} out of {directory.parent}. Or use the old layout"
+        if portable
+        else "The run has none that any layout can load. Use the old layout"
+    )
     raise UserError(
         f"The optimizer state in {directory} was written in parallel at tp {stored['tp']}, pp {stored['pp']} and loads only there (with any number of "
-        f"replicas whose gradient buckets agree); here are tp {here['tp']}, pp {here['pp']}. {remedy}. Use that one, or the old layout: a stop by SIGTERM "
+        f"replicas whose gradient buckets agree); here are tp {here['tp']}, pp {here['pp']}. {remedy}: a stop by SIGTERM "
         "then leaves a portable one, and so does every training.checkpoint.portable_every. Weights alone (eval, convert) load anywhere."
     )
 

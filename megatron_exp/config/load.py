@@ -226,3 +226,13 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(target, dict):
             raise UserError(f"--set {name}: {parent} is not a group of keys. Name a key that can have the subkey {last}.")
     target[last] = _parsed(value, lambda _: f"--set {name}={_shortened(value)}")
+
+
+def require_kept_states(config: Config) -> None:
+    """UserError where a checkpoint that is to be kept lies beyond the end of the run."""
+    last = config.geometry.steps
+    beyond = [state for state in config.training.checkpoint.keep if state > last]
+    if beyond:
+        raise UserError(
+            f"training.checkpoint.keep holds {beyond[0]}, but the run has {last} steps, so its last state is {last}. Use states from 0 to that one."
+        )

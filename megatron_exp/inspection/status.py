@@ -57,21 +57,22 @@ def status(run_dir: Path, now: datetime | None = None) -> RunStatus:
     checkpoints = list_checkpoints(run.path)
     metrics = run.path / METRICS_NAME
     updated = datetime.fromtimestamp(metrics.stat().st_mtime, UTC) if metrics.exists() else None
-    state = "finished" if step >= run.num_steps else _state(run, updated, now or datetime.now(UTC))
+    finished = is_finished(run)
+    state = "finished" if finished else _state(run, updated, now or datetime.now(UTC))
     reason = stop_reason(run.path)
     last_checkpoint = checkpoints[-1][0] if checkpoints else None
     return RunStatus(
         path=str(run.path),
         name=run.name,
         baseline=run.baseline,
-        finished=step >= run.num_steps,
+        finished=finished,
         step=step,
         num_steps=run.num_steps,
         tokens=step * run.tokens_per_step,
         loss=_last(history, "loss"),
         validation_loss=_last(history, "validation_loss"),
         tokens_per_second=_median_of_last(history, "tokens_per_second"),
-        seconds_left=None if seconds is None or step >= run.num_steps else seconds * (run.num_steps - step),
+        seconds_left=None if seconds is None or finished else seconds * (run.num_steps - step),
         last_checkpoint=last_checkpoint,
         num_attempts=history.num_attempts,
         updated=updated.isoformat(timespec="seconds") if updated else None,
@@ -80,6 +81,11 @@ def status(run_dir: Path, now: datetime | None = None) -> RunStatus:
         reason=reason,
         advice=_advice(run, state, reason, last_checkpoint),
     )
+
+
+def is_finished(run: RunRecord) -> bool:
+    """Whether nothing is left to do. The last update alone does not say so: validation, probes and the last checkpoint come after it."""
+    return run.record.get("state") == "finished" or any(step >= run.num_steps for step, _ in list_checkpoints(run.path))
 
 
 def stop_reason(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 from megatron_exp.checkpoint.catalogue import list_checkpoints, list_directories, verify_checkpoint
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding
+from megatron_exp.inspection.status import is_finished
 from megatron_exp.inspection.targets import Target
 from megatron_exp.inspection.verify_manifest import verify_manifest
 from megatron_exp.inspection.verify_segments import verify_segments
@@ -80,14 +81,15 @@ def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
     recorded = max(present, default=-1) + 1
     kept = max([recorded, *(step for step, _ in list_checkpoints(run.path))])
     done = run.history().last_step
-    if kept < done < run.num_steps:
+    finished = is_finished(run)
+    if kept < done and not finished:
         problem = f"steps {kept} to {done - 1} are not recorded yet: the process was killed, or is at work; resuming does them again"
         yield Finding(LEDGER_NAME, problem, normal=True)
     began = next((attempt["from_step"] for attempt in run.record["attempts"]), 0)
     if began:
         problem = f"steps 0 to {began - 1} are in the directory of the checkpoint that this run began with, and not checked here"
         yield Finding(LEDGER_NAME, problem, normal=True)
-    missing = [step for step in range(began, max(kept, done if done >= run.num_steps else 0)) if step not in present]
+    missing = [step for step in range(began, max(kept, done if finished else 0)) if step not in present]
     for step in missing[:5]:
         yield Finding(f"{LEDGER_NAME} step {step}", "the ledger has no record of this step, though later ones were done")
     if len(missing) > 5:

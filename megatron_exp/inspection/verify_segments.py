@@ -33,40 +33,41 @@ def verify_segments(target: Target, steps_done: int) -> Iterator[Finding]:
         return
     if run.baseline:
         return
+    began = next((attempt["from_step"] for attempt in run.record["attempts"]), 0)
     for segment in found:
         place = str(segment_path(run.path, segment.number))
         try:
-            problem = _problem(chain, segment, recorded)
+            yield from _problems(chain, segment, recorded, began, place)
             chain.add(segment)
         except UserError as error:
             yield Finding(place, str(error))
             return
-        if problem:
-            yield Finding(place, problem)
     if not chain.is_complete and chain.next_step < steps_done:
         path = segment_path(run.path, len(found))
         yield Finding(str(path), f"it is missing, but steps were made from {chain.next_step} on, where it decides")
 
 
-def _problem(chain: Chain, segment: Segment, recorded: pa.Table) -> str:
-    """What is wrong with the next segment of the chain, or nothing."""
+def _problems(chain: Chain, segment: Segment, recorded: pa.Table, began: int, place: str) -> Iterator[Finding]:
+    """What is wrong with the next segment of the chain. `began`: the state that the run's first attempt began with."""
     if chain.is_complete or segment.step != chain.next_step:
-        return ""  # `Chain.add` says so
+        return  # `Chain.add` says so
     answers = recorded_answers(recorded, chain.loops.values(), segment.step) if segment.number else [{}]
     if not answers:
-        return f"{_PROBES_NAME} has no answers of state {segment.step}, from which it was decided"
-    if not any(_same_decisions(chain.decide(one), segment) for one in answers):
+        is_earlier = segment.step <= began
+        where = ": they were given in the directory of the checkpoint that this run began with" if is_earlier else ""
+        yield Finding(place, f"{_PROBES_NAME} has no answers of state {segment.step}, from which it was decided{where}", normal=is_earlier)
+    elif not any(_same_decisions(chain.decide(one), segment) for one in answers):
         again = chain.decide(answers[-1]).decisions
         told = "; ".join(
             f"{name}: {state.number} copies after {state.value} was measured, recorded are {recorded_state.number} after {recorded_state.value}"
             for name, state in again.items()
             if (recorded_state := segment.decisions.get(name)) and state != recorded_state
         )
-        return f"the rules decide otherwise on the answers that {_PROBES_NAME} has of state {segment.step} ({told or 'other experiments'})"
+        found = f"the rules decide otherwise on the answers that {_PROBES_NAME} has of state {segment.step} ({told or 'other experiments'})"
+        yield Finding(place, found)
     made = chain.made_of(segment.decisions)
     if fingerprint.of_table(made.rows) != fingerprint.of_table(segment.rows):
-        return "its rows are not what its decisions hand out by the bank and the reserve of the manifest"
-    return ""
+        yield Finding(place, "its rows are not what its decisions hand out by the bank and the reserve of the manifest")
 
 
 def _same_decisions(made: Segment, found: Segment) -> bool:

@@ -35,10 +35,11 @@ def record_checksum(record: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A manifest directory. record: the content of manifest.json."""
+    """A manifest directory. record: the content of manifest.json. moved_corpus: where the corpus lies that was moved since."""
 
     path: Path
     record: dict[str, Any]
+    moved_corpus: Path | None = None
 
     @classmethod
     def open(cls, path: Path, is_checked: bool = True) -> "Manifest":
@@ -77,8 +78,8 @@ class Manifest:
 
     @property
     def corpus_path(self) -> Path:
-        """Where the corpus lay when the manifest was planned."""
-        return Path(self.record["corpus_path"])
+        """Where the corpus lies: where it lay when the manifest was planned, unless it was moved."""
+        return self.moved_corpus or Path(self.record["corpus_path"])
 
     @property
     def experiments(self) -> list[str]:

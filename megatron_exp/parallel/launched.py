@@ -1,4 +1,4 @@
-"""What torchrun or srun says about this process, from variables of the environment. No torch."""
+"""What torchrun, srun or SLURM says about this process, from variables of the environment. No torch."""
 
 import os
 from typing import NamedTuple
@@ -26,6 +26,18 @@ def read_launcher() -> Processes:
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
         launched=True,
     )
+
+
+class Job(NamedTuple):
+    """A SLURM job. job: its number, None outside of one. restart: how often SLURM has started it again."""
+
+    job: str | None
+    restart: int
+
+
+def read_job() -> Job:
+    """The variables that SLURM sets; a job that is started again keeps its number."""
+    return Job(os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0)))
 
 
 def launched_rank() -> int:

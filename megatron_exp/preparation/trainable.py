@@ -1,7 +1,7 @@
 """Whether a run of a configuration could begin: what `train` would refuse is refused by `plan`, before a manifest of it exists."""
 
+from megatron_exp.config.load import require_kept_states
 from megatron_exp.config.schema import Config
-from megatron_exp.errors import UserError
 from megatron_exp.model.presets import find_preset, resolve_shape
 from megatron_exp.model.schedule import Schedule
 from megatron_exp.shards.corpus import Corpus
@@ -15,11 +15,6 @@ def require_model(config: Config, corpus: Corpus) -> None:
 
 def require_schedule(config: Config) -> None:
     """UserError where the learning rate, or a checkpoint to be kept, lies outside the run."""
+    require_kept_states(config)
     geometry = Geometry(**config.geometry.model_dump())
     Schedule.of(config.training.schedule, find_preset(config.model.preset).peak_lr, geometry)
-    beyond = [state for state in config.training.checkpoint.keep if state > geometry.steps]
-    if beyond:
-        raise UserError(
-            f"training.checkpoint.keep holds {beyond[0]}, but the run has {geometry.steps} steps, so its last state is {geometry.steps}. "
-            "Use states from 0 to that one."
-        )

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from megatron_exp import fingerprint
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.run_record import Series
 
@@ -28,6 +29,8 @@ _SPIKE_NATS, _SPIKE_FACTOR = 0.1, 10.0
 _DRIFT_POINTS = 8
 _DRIFT_NATS, _DRIFT_NATS_FIRST = 0.01, 0.1
 """Differences below which a drift from the twins is of no interest; the second until there are `_DRIFT_POINTS` to compare with."""
+_WAIT_SHARE, _WAIT_SECONDS = 0.05, 1.0
+"""Data is late where the last `WINDOW` updates waited for it longer than both, as a share and together."""
 PLANNED_SHARE = 0.1
 """A step is a planned exception from this share of its slots on."""
 
@@ -109,10 +112,16 @@ class Drift:
     """
 
     def __init__(self, what: str, twins: Sequence[Series], points_per_look: int, state: dict[str, Any] | None = None):
-        """`what`: for messages. `twins`: their values by state. `points_per_look`: states whose mean is judged as one."""
-        state = state or {"waiting": [], "past": [], "is_open": False}
+        """`what`: for messages. `twins`: their values by state. `points_per_look`: states whose mean is judged as one.
+
+        `state`: what `state` gave; differences from other twins say nothing about these, and are forgotten.
+        """
         self._what, self._points_per_look = what, points_per_look
+        self._twins = twins
         self._by_state = [dict(zip(twin.steps.tolist(), twin.values.tolist(), strict=True)) for twin in twins]
+        if state is None or state.get("twins") != self._compared(state["step"]):
+            state = {"step": -1, "waiting": [], "past": [], "is_open": False}
+        self._step: int = state["step"]
         self._waiting: list[list[float]] = state["waiting"]
         self._past = Recent(state["past"])
         self._is_open: bool = state["is_open"]
@@ -120,13 +129,19 @@ class Drift:
     @property
     def state(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"waiting": self._waiting, "past": self._past.values, "is_open": self._is_open}
+        compared = {"step": self._step, "twins": self._compared(self._step)}
+        return {**compared, "waiting": self._waiting, "past": self._past.values, "is_open": self._is_open}
+
+    def _compared(self, step: int) -> list[str]:
+        """Fingerprints of what was seen of each twin up to state STEP; later a twin that is still trained may have more."""
+        return [fingerprint.of_array(twin.values[twin.steps <= step]) for twin in self._twins]
 
     def look(self, step: int, value: float) -> Iterator[Alert]:
         """An alert about state `step`, where the twins have it."""
         twins = [values[step] for values in self._by_state if step in values]
         if not twins or len(twins) < len(self._by_state) or not all(map(math.isfinite, [*twins, value])):
             return
+        self._step = step
         self._waiting.append([value, *twins])
         if len(self._waiting) < self._points_per_look:
             return
@@ -148,6 +163,27 @@ class Drift:
         if len(self._past) < _DRIFT_POINTS:
             return 0.0, max(_DRIFT_NATS_FIRST, among_twins)
         return self._past.median(), max(_DRIFT_NATS, among_twins, _DEVIATIONS * self._past.spread())
+
+
+class Waits:
+    """Notices that the updates of an attempt wait for their data. The first one always does: nothing was read ahead for it."""
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[float, float]] = []
+        self._is_first, self._is_late = True, False
+
+    def look(self, step: int, waited_seconds: float, seconds: float) -> Iterator[Alert]:
+        """An alert about the update that led to state `step`, which took `seconds`, waiting included."""
+        if self._is_first:
+            self._is_first = False
+            return
+        self._recent = [*self._recent, (waited_seconds, seconds)][-WINDOW:]
+        waited, took = (sum(column) for column in zip(*self._recent, strict=True))
+        was_late = self._is_late
+        self._is_late = len(self._recent) >= _FEWEST and waited > max(_WAIT_SECONDS, _WAIT_SHARE * took)
+        if self._is_late and not was_late:
+            message = f"{waited / took:.0%} of the last {len(self._recent)} updates was waiting for data, more than {_WAIT_SHARE:.0%}"
+            yield Alert("data_wait", step, waited / took, None, _WAIT_SHARE, message)
 
 
 def planned_exceptions(manifest: Manifest, masked: frozenset[str]) -> dict[int, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from megatron_exp.files import sync_file, write_file
+from megatron_exp.files import append_whole, sync_file, write_file
 
 
 class JsonLog:
@@ -27,7 +27,7 @@ class JsonLog:
     def write(self, line: dict[str, Any]) -> None:
         """Add one line."""
         with self._writing:
-            self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            append_whole(self._file, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def sync(self) -> None:
         """Make all lines so far durable."""

@@ -67,7 +67,7 @@ def end_attempt(directory: Path, attempt: int, step: int, state: str, error: Bas
     """Note how an attempt ended: `finished`, `stopped` (go on with `--resume auto`) or `failed`, with its error; call on the main process."""
     record = read_record(directory)
     assert record is not None
-    entry = next(one for one in record["attempts"] if one["attempt"] == attempt)
+    entry = next(one for one in reversed(record["attempts"]) if one["attempt"] == attempt)
     entry |= {"state": state, "ended": _now(), "step": step}
     if error is not None:
         entry["error"] = {"type": type(error).__name__, "message": str(error)}

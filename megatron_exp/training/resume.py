@@ -13,7 +13,7 @@ from megatron_exp.checkpoint.catalogue import list_directories, newest_verified,
 from megatron_exp.checkpoint.state import read_extra
 from megatron_exp.errors import UserError
 from megatron_exp.run_record import ALERTS_NAME, HEARTBEAT_NAME, METRICS_NAME, RECORD_NAME
-from megatron_exp.training.ownership import OWNER_NAME, refuse_if_owned
+from megatron_exp.training.ownership import OWNER_NAME, Ownership, refuse_if_owned
 from megatron_exp.training.record import read_record
 from megatron_exp.training.run import Plan
 
@@ -36,8 +36,10 @@ class Beginning(NamedTuple):
     checkpoint: str | None
 
 
-def choose_beginning(plan: Plan, resume: str) -> Beginning:
+def choose_beginning(plan: Plan, resume: str, owner: Ownership) -> Beginning:
     """Decide by RESUME: `auto` (the newest sound checkpoint, else the start), `never`, or the path of a checkpoint.
+
+    The directory is OWNER's from here on: what is found in it stays true until the run has begun, and no other attempt gets the same number.
 
     Raises:
         UserError: where the directory holds another run or is being trained into, or RESUME does not fit what is there.
@@ -53,12 +55,13 @@ def choose_beginning(plan: Plan, resume: str) -> Beginning:
         refuse_foreign(plan.directory)
     else:
         check_same_run(record["identity"], plan.identity, str(plan.directory))
-    attempt = 1 + (len(record["attempts"]) if record else 0)
+    if resume == "never" and record is not None:
+        raise UserError(
+            f"{plan.directory} already holds this run and --resume never was asked. Choose another directory, or use --resume auto."
+        )
+    attempt = owner.claim(1 + (record["attempts"][-1]["attempt"] if record else 0))
+    clear_leftovers(plan.directory)
     if resume == "never":
-        if record is not None:
-            raise UserError(
-                f"{plan.directory} already holds this run and --resume never was asked. Choose another directory, or use --resume auto."
-            )
         return Beginning(attempt, 0, None)
     checkpoint = _newest(plan) if resume == "auto" else _named(plan, Path(resume))
     if checkpoint is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_exp.checkpoint.state import load_checkpoint
-from megatron_exp.config.load import override_config
+from megatron_exp.config.load import override_config, require_kept_states
 from megatron_exp.config.schema import Config
 from megatron_exp.control.chain import Chain
 from megatron_exp.errors import InterruptedRunError, UserError
@@ -48,7 +48,7 @@ from megatron_exp.training.metrics_log import MetricsLog
 from megatron_exp.training.origin import Origin, choose_origin, load_origin
 from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.record import read_record, settle
-from megatron_exp.training.resume import Beginning, choose_beginning, clear_leftovers
+from megatron_exp.training.resume import Beginning, choose_beginning
 from megatron_exp.training.run import Plan, Run
 from megatron_exp.training.trackers import Detached, WeightsAndBiases
 from megatron_exp.training.twins import twin_losses
@@ -104,21 +104,22 @@ def train(
     plan = make_plan(Path(manifest), Path(run_dir), baseline, frozenset(masked), list(overrides), cache, begin_from)
     layout = start_parallel(plan.config.training.parallel, deterministic=plan.config.training.deterministic)
     try:
-        beginning = on_main(layout, lambda: choose_beginning(plan, resume))
-        if beginning.step >= plan.num_steps:
-            on_main(layout, lambda: settle(plan.directory, beginning.step))
-            logger.info("%s is finished: %d of %d steps are done.", plan.directory, beginning.step, plan.num_steps)
-            return FINISHED
-        twins = on_main(layout, lambda: [twin_losses(plan, path) for path in against])
-        run = assemble(plan, layout, beginning)
-        try:
-            record = RecordHook(list(overrides), beginning.checkpoint)
-            with open_directory(run) as written, under_way():
-                hooks = make_hooks(run, written, record, StopHook(stop_at), twins)
-                train_loop(run, [watchdog, *hooks, StragglerHook()])
-        finally:
-            run.feed.close()
-        return FINISHED if run.is_over else REQUEUE
+        with Ownership(plan.directory) as owner:
+            beginning = on_main(layout, lambda: choose_beginning(plan, resume, owner))
+            if beginning.step >= plan.num_steps:
+                on_main(layout, lambda: settle(plan.directory, beginning.step))
+                logger.info("%s is finished: %d of %d steps are done.", plan.directory, beginning.step, plan.num_steps)
+                return FINISHED
+            twins = on_main(layout, lambda: [twin_losses(plan, path) for path in against])
+            run = assemble(plan, layout, beginning)
+            try:
+                record = RecordHook(list(overrides), beginning.checkpoint)
+                with open_directory(run, owner) as written, under_way():
+                    hooks = make_hooks(run, written, record, StopHook(stop_at), twins)
+                    train_loop(run, [watchdog, *hooks, StragglerHook()])
+            finally:
+                run.feed.close()
+            return FINISHED if run.is_over else REQUEUE
     finally:
         layout.stop()
 
@@ -146,6 +147,7 @@ def make_plan(
     chain = Chain(manifest, masked)
     overlay = Overlay.open(base, manifest, masked, chain.decided)
     _check_validation(config, manifest)
+    require_kept_states(config)
     shape = shape_of(config, corpus)
     data = base.fingerprint if baseline else overlay.fingerprint
     origin = choose_origin(directory, read_record(directory), begin_from, corpus)
@@ -237,7 +239,7 @@ def load_beginning(plan: Plan, model: LanguageModel, beginning: Beginning) -> tu
 
 @dataclass(frozen=True)
 class Written:
-    """What the main process writes in a run directory; None on the others. owner: its claim to it. metrics, alerts: logs."""
+    """What the main process writes in a run directory; None on the others. owner: its claim, None where nobody else comes. metrics, alerts: logs."""
 
     owner: Ownership | None = None
     metrics: MetricsLog | None = None
@@ -245,20 +247,15 @@ class Written:
 
 
 @contextlib.contextmanager
-def open_directory(run: Run) -> Iterator[Written]:
+def open_directory(run: Run, owner: Ownership | None = None) -> Iterator[Written]:
     """The run directory made ready for this attempt, on the main process only."""
     if not run.layout.is_main:
         yield Written()
         return
     directory = run.plan.directory
     directory.mkdir(parents=True, exist_ok=True)
-    owner = Ownership(directory, run.attempt)
-    try:
-        clear_leftovers(directory)
-        metrics = MetricsLog(directory, run.attempt, run.step, trackers_of(run))
-        yield Written(owner, metrics, JsonLog(directory / ALERTS_NAME))
-    finally:
-        owner.release()
+    metrics = MetricsLog(directory, run.attempt, run.step, trackers_of(run))
+    yield Written(owner, metrics, JsonLog(directory / ALERTS_NAME))
 
 
 @contextlib.contextmanager
@@ -288,7 +285,7 @@ def make_hooks(run: Run, written: Written, record: RecordHook, stop: StopHook, t
         OwnerHook(written.owner),
         record,
         stop,
-        LedgerHook(),
+        LedgerHook(written.owner),
         MetricsHook(written.metrics),
         ValidationHook(written.metrics),
         AlertHook(written.alerts, twins),

@@ -1,3 +1,5 @@
+import shutil
+
 import orjson
 import pytest
 import torch
@@ -116,9 +118,12 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
     record = orjson.loads((parallel / "checkpoint.json").read_bytes())
     record["division"] |= {"tp": 2, "buckets": "another"}
     (parallel / "checkpoint.json").write_bytes(orjson.dumps(record))
-    with pytest.raises(UserError, match=r"at tp 2, pp 1 and loads only there.*here are tp 1, pp 1.*can load is .*step-00000001"):
+    with pytest.raises(UserError, match=r"at tp 2, pp 1 and .* are tp 1, pp 1.*can load is .*step-00000001: .*moved step-00000002 out of"):
         load_checkpoint(parallel, *trainable(layout), is_checked=True)
     load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)
+    shutil.rmtree(portable)
+    with pytest.raises(UserError, match="has none that any layout can load. Use the old layout: a stop by SIGTERM"):
+        load_checkpoint(parallel, *trainable(layout), is_checked=True)
 
 
 @pytest.mark.parametrize("with_state_first", [True, False])

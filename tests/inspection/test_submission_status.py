@@ -9,6 +9,7 @@ import orjson
 import pytest
 from rich.console import Console
 
+from megatron_exp.checkpoint.catalogue import MARKER, checkpoint_path
 from megatron_exp.inspection.document import as_json
 from megatron_exp.inspection.render import render
 from megatron_exp.inspection.status import status
@@ -19,7 +20,7 @@ from megatron_exp.submission import Submission, SubmittedStage
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
-def write_run(directory: Path, *, state: str = "running", step: int = 3, minutes_ago: float = 1) -> Path:
+def write_run(directory: Path, *, state: str = "running", step: int = 3, minutes_ago: float = 1, checkpoint: int | None = None) -> Path:
     then = (NOW - timedelta(minutes=minutes_ago)).isoformat()
     directory.mkdir(parents=True)
     config = {"geometry": {"steps": 10, "global_batch_size": 2, "sequence_length": 8}}
@@ -38,6 +39,9 @@ def write_run(directory: Path, *, state: str = "running", step: int = 3, minutes
     (directory / METRICS_NAME).write_bytes(b"".join(line + b"\n" for line in lines))
     beat = {"schema_version": 1, "attempt": 1, "step": step, "time": then, "host": "node7", "still_seconds": 1}
     (directory / HEARTBEAT_NAME).write_bytes(orjson.dumps(beat))
+    if checkpoint is not None:
+        checkpoint_path(directory, checkpoint).mkdir(parents=True)
+        (checkpoint_path(directory, checkpoint) / MARKER).touch()
     old = (NOW - timedelta(days=1)).timestamp()
     os.utime(directory / METRICS_NAME, (old, old))
     return directory
@@ -50,7 +54,11 @@ def write_run(directory: Path, *, state: str = "running", step: int = 3, minutes
         ({"minutes_ago": 60}, "lost", "Last seen on node7"),
         ({"state": "stopped"}, "stopped", "Start it again"),
         ({"state": "failed"}, "failed", "The log says why"),
-        ({"step": 10}, "finished", "megatron-exp eval"),
+        ({"step": 10, "state": "finished"}, "finished", "megatron-exp eval"),
+        ({"step": 10}, "running", "Wait"),
+        ({"step": 10, "minutes_ago": 60}, "lost", "Start it again"),
+        ({"step": 10, "state": "failed"}, "failed", "The log says why"),
+        ({"step": 10, "minutes_ago": 60, "checkpoint": 10}, "finished", "megatron-exp eval"),
     ],
 )
 def test_a_run_says_what_state_it_is_in_and_what_to_do(tmp_path, run, state, advice):

@@ -247,14 +247,19 @@ def test_a_torn_ledger_tail_is_normal(run_copy):
 def test_steps_that_a_killed_process_had_not_recorded_yet_are_normal_unless_a_checkpoint_holds_them(run_copy):
     ledger = run_copy / "ledger.bin"
     ledger.write_bytes(ledger.read_bytes()[: -7 * RECORD.itemsize])
-    metrics = run_copy / "metrics.jsonl"
-    lines = metrics.read_bytes().splitlines(keepends=True)
-    with changed(metrics, b"".join(lines[:-2])):
+    record = run_copy / "run.json"
+    with changed(record, record.read_bytes().replace(b'"state":"finished"', b'"state":"running"')):
         found = verify(run_copy)
         assert [finding.normal for finding in found] == [True] and f"steps {STEPS - 7} to" in found[0].problem
         (run_copy / "checkpoints" / f"step-{STEPS - 3:08d}").mkdir(parents=True)
         (run_copy / "checkpoints" / f"step-{STEPS - 3:08d}" / "COMPLETE").touch()
         assert f"ledger.bin step {STEPS - 7}" in {finding.place for finding in verify(run_copy)}
+
+
+def test_steps_that_a_finished_run_has_not_recorded_are_found(run_copy):
+    ledger = run_copy / "ledger.bin"
+    ledger.write_bytes(ledger.read_bytes()[: -3 * RECORD.itemsize])
+    assert [finding.place for finding in verify(run_copy)] == [f"ledger.bin step {STEPS - number}" for number in (3, 2, 1)]
 
 
 def test_steps_that_hold_nothing_to_compare_are_refused(world, run_copy):

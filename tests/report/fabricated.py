@@ -142,6 +142,7 @@ def make_run(
         "identity": {"model": "m" * 32, "training": "t" * 32},
         "baseline": baseline,
         "masked": [],
+        "state": "finished" if steps_done == manifest.geometry.steps else "running",
         "attempts": [make_attempt(1, 0), make_attempt(2, max(0, steps_done // 2 - 3))],
         "model": {"layers": 4, "hidden": 128, "heads": 4},
         "precision": "fp32",

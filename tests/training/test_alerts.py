@@ -15,7 +15,7 @@ from megatron_exp.model.step import StepResult
 from megatron_exp.run_record import RunRecord, Series
 from megatron_exp.seeding import Words
 from megatron_exp.training import loop
-from megatron_exp.training.alerts import Drift, Spikes, planned_exceptions
+from megatron_exp.training.alerts import Drift, Spikes, Waits, planned_exceptions
 from megatron_exp.training.hooks.alerts import StallWatch
 from megatron_exp.training.train import REQUEUE, train
 from tests.training.toy import STEPS
@@ -86,6 +86,34 @@ def test_several_twins_widen_the_band_by_their_own_spread() -> None:
     assert drifts(Drift("loss", twins[:1], 1), values) == [20]
 
 
+def test_after_a_resume_the_same_twins_are_judged_as_before_and_other_ones_anew() -> None:
+    twins = [series(np.full(60, 3.0)), series(3.2 + 0.01 * np.arange(60))]
+    values = np.full(60, 3.05)
+    values[40:] += 0.3
+    first, grown = Drift("loss", twins, 3), Drift("loss", twins, 3)
+    drifts(first, values[:38])
+    state = orjson.loads(orjson.dumps(first.state))
+    drifts(grown, values[:38])
+    resumed = Drift("loss", twins, 3, state)
+    later = [(step, float(values[step])) for step in range(38, 60)]
+    assert [list(resumed.look(*one)) for one in later] == [list(grown.look(*one)) for one in later]
+    for others in (twins[:1], [*twins, twins[0]], twins[::-1]):
+        again = Drift("loss", others, 3, state)
+        assert (again.state["waiting"], again.state["past"]) == ([], [])
+        assert all(not list(again.look(*one)) for one in later[:2])
+
+
+def late_states(waits: list[float]) -> list[int]:
+    rule = Waits()
+    return [alert.step for step, waited in enumerate(waits, start=1) for alert in rule.look(step, waited, waited + 0.1)]
+
+
+def test_data_that_is_late_is_one_alert_and_a_cold_start_is_none() -> None:
+    assert late_states([9.0] + [0.0] * 200) == []
+    assert late_states([0.0] + [1.0] * 5) == []
+    assert late_states([0.0] + [0.1] * 200) == [33]
+
+
 def test_states_without_a_twin_are_not_judged() -> None:
     assert drifts(Drift("loss", [series(np.full(10, 3.0))], 1), np.full(30, 9.0)) == [0]
 
@@ -130,15 +158,19 @@ def test_a_loss_that_is_no_number_stops_the_run_without_a_checkpoint(manifest: P
     assert "has diverged" in record.record["attempts"][-1]["error"]["message"]
 
 
-def test_a_run_is_compared_with_its_twin_and_an_unrelated_one_is_refused(data: Path, manifest: Path, whole_run: Path, run: Path) -> None:
+@pytest.mark.parametrize(("section", "changes"), [("seeds", {"order": 6199}), ("pool", {"slots": 25}), ("corpus", {"first_slot": 4})])
+def test_a_run_on_other_data_is_no_twin(manifest: Path, whole_run: Path, run: Path, section: str, changes: dict[str, int]) -> None:
+    record = orjson.loads((whole_run / "run.json").read_bytes())
+    record["config"][section] |= changes
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "run.json").write_bytes(orjson.dumps(record))
     with pytest.raises(UserError, match="--against .*differs in the order of the data"):
-        record = orjson.loads((whole_run / "run.json").read_bytes())
-        record["config"]["seeds"]["order"] += 1
-        other = run.parent / "other"
-        other.mkdir()
-        (other / "run.json").write_bytes(orjson.dumps(record))
         train(manifest, run, against=[other])
     assert not run.exists()
+
+
+def test_a_run_is_compared_with_its_twin(manifest: Path, whole_run: Path, run: Path) -> None:
     assert train(manifest, run, against=[whole_run], stop_at=6) == REQUEUE
     state = orjson.loads(next((run / "checkpoints").glob("step-*6/checkpoint.json")).read_bytes())["extra"]["hooks"]["alerts"]
     assert state["validation_loss"]["past"] == [0.0], "the same run is nowhere apart from itself; state 0 is before the first update"

@@ -13,9 +13,12 @@ from megatron_exp.control.answers import recorded_answers
 from megatron_exp.control.chain import Chain
 from megatron_exp.control.segments import DIRECTORY, read_segments, segment_path
 from megatron_exp.errors import UserError
+from megatron_exp.inspection.findings import is_sound
+from megatron_exp.inspection.verify import verify
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import PROBES, SEGMENTS
 from megatron_exp.overlay.decided import Decided
+from megatron_exp.run_record import RunRecord
 from megatron_exp.stream.slot import Geometry
 from megatron_exp.training.data import Feed
 from megatron_exp.training.hooks import control
@@ -56,6 +59,14 @@ def assert_same_run(found: Path, other: Path) -> None:
     assert step_hashes(found) == step_hashes(other)
     assert losses(found) == losses(other)
     assert answers(found) == answers(other)
+    assert decided(found) == decided(other)
+
+
+def decided(run: Path) -> dict[str, dict[int, float]]:
+    """{controller: {state: copies}}, by the measurements that count."""
+    history = RunRecord.open(run).history()
+    found = {name: history.series(f"control/{name}", "copies") for name in ("facts", "slow")}
+    return {name: dict(zip(one.steps.tolist(), one.values.tolist(), strict=True)) for name, one in found.items()}
 
 
 def test_every_state_in_which_a_controller_decides_has_its_segment(whole: Path, controlled: Path) -> None:
@@ -155,6 +166,19 @@ def test_segments_that_a_checkpoint_covers_are_written_again_where_they_are_gone
     assert train(controlled, run, resume=str(checkpoint_path(whole, 8))) == FINISHED
     assert files(run) == files(whole)
     assert weights(run) == weights(whole)
+    assert answers(run) == answers(whole)
+    assert ["steps 0 to 7 are in the directory" in finding.problem for finding in verify(run)] == [True]
+
+
+def test_a_checkpoint_that_was_moved_without_its_answers_is_resumed_with_a_warning_and_the_run_is_sound(
+    controlled: Path, whole: Path, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = checkpoint_path(run.parent / "elsewhere", 8)
+    shutil.copytree(checkpoint_path(whole, 8), moved)
+    assert train(controlled, run, resume=str(moved), stop_at=9) == REQUEUE
+    assert "has no answers of the live probes up to step 8" in caplog.text
+    findings = verify(run)
+    assert is_sound(findings) and sum("no answers of state" in finding.problem for finding in findings) == 4
 
 
 def test_segments_of_another_run_and_changed_ones_are_refused(controlled: Path, whole: Path, run: Path) -> None:

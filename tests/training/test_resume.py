@@ -81,6 +81,7 @@ def test_without_any_sound_checkpoint_the_run_starts_again(manifest: Path, half_
 def test_a_named_checkpoint_is_resumed_in_a_new_directory(manifest: Path, whole_run: Path, run: Path) -> None:
     assert train(manifest, run, resume=str(checkpoint_path(whole_run, 8))) == FINISHED
     assert weights(run) == weights(whole_run)
+    assert answers(run) == answers(whole_run)
     findings = verify(run)
     assert is_sound(findings) and ["steps 0 to 7 are in the directory" in finding.problem for finding in findings] == [True]
 
@@ -169,6 +170,8 @@ def test_what_plan_has_fixed_cannot_be_set(manifest: Path, run: Path) -> None:
         train(manifest, run, overrides=["training.validation.slots=5"])
     with pytest.raises(UserError, match="micro_batch_size"):
         train(manifest, run, overrides=["training.micro_batch_size=3"])
+    with pytest.raises(UserError, match="keep holds 99, but the run has 12 steps"):
+        train(manifest, run, overrides=["training.checkpoint.keep=[3, 99]"])
     assert not run.exists()
 
 

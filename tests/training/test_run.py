@@ -7,12 +7,15 @@ import orjson
 import pytest
 
 from megatron_exp.errors import UserError
+from megatron_exp.evaluation import evaluate
+from megatron_exp.inspection.verify import verify
 from megatron_exp.ledger import slot_hash, step_hash
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.training.record import end_attempt
 from megatron_exp.training.train import train
 from tests.training.compare import answers, losses, step_hashes, weights
 from tests.training.processes import metrics
@@ -91,6 +94,15 @@ def test_metrics_name_state_attempt_and_tokens_and_count_what_was_rewritten(mani
     assert [line["step"] for line in metrics(whole_run) if "validation_loss" in line] == [0, 6, 12]
 
 
+def test_a_run_on_a_moved_corpus_is_verified_and_evaluated_where_the_corpus_is_now(data: Path, tmp_path: Path, run: Path) -> None:
+    shutil.copytree(data / "corpus", tmp_path / "corpus")
+    manifest = make_manifest(tmp_path, experiments=EXPERIMENTS[:1])
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    assert train(manifest, run, overrides=[f"corpus.path={tmp_path / 'moved'}"]) == 0
+    assert verify(run) == []
+    assert (evaluate(run) / "results.parquet").exists()
+
+
 def test_the_record_says_what_the_run_is_and_how_it_ended(manifest: Path, whole_run: Path) -> None:
     record = RunRecord.open(whole_run)
     assert record.record["state"] == "finished"
@@ -113,6 +125,16 @@ def test_a_run_killed_after_its_last_checkpoint_is_entered_as_finished(manifest:
     (run / "run.json").write_bytes(orjson.dumps(record))
     assert train(manifest, run) == 0
     assert RunRecord.open(run).record["state"] == "finished"
+
+
+def test_an_attempt_that_ends_is_the_newest_of_its_number(whole_run: Path, run: Path) -> None:
+    run.mkdir()
+    record = orjson.loads((whole_run / "run.json").read_bytes())
+    record["attempts"] = [{**record["attempts"][0], "state": "killed"}, {**record["attempts"][0], "state": "running"}]
+    (run / "run.json").write_bytes(orjson.dumps(record))
+    end_attempt(run, 1, STEPS, "stopped")
+    ended = RunRecord.open(run).record
+    assert ([one["state"] for one in ended["attempts"]], ended["state"]) == (["killed", "stopped"], "stopped")
 
 
 def test_an_error_while_training_is_entered_in_the_record_and_goes_on(data: Path, run: Path) -> None:

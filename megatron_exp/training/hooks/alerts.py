@@ -11,7 +11,7 @@ from typing import Any
 from megatron_exp.display.numbers import duration
 from megatron_exp.errors import UserError
 from megatron_exp.run_record import Series
-from megatron_exp.training.alerts import WINDOW, Alert, Drift, Spikes, planned_exceptions
+from megatron_exp.training.alerts import WINDOW, Alert, Drift, Spikes, Waits, planned_exceptions
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.hooks.watchdog import Watch
 from megatron_exp.training.json_log import JsonLog
@@ -19,8 +19,6 @@ from megatron_exp.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-_WAIT_SHARE, _WAIT_SECONDS = 0.05, 1.0
-"""Data is late where the last `WINDOW` updates waited for it longer than both, as a share and together."""
 _STALL_SECONDS, _STALL_UPDATES = 600.0, 20.0
 """Nothing moves where no update has ended for both: so long, and so many times the usual update."""
 
@@ -41,8 +39,7 @@ class AlertHook(Hook):
         self._spikes = Spikes({})
         self._drifts: dict[str, Drift] = {}
         self._planned: dict[int, str] = {}
-        self._seconds: list[tuple[float, float]] = []
-        self._is_late = False
+        self._waits = Waits()
         self._watch = StallWatch(self._say)
 
     def on_start(self, run: Run, state: Any) -> None:
@@ -62,7 +59,8 @@ class AlertHook(Hook):
         self._watch.moved(run.step, run.last.seconds)
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._stop(run, result.loss, result.grad_norm)
-        found = [*self._spikes.look(run.step, result.loss, result.grad_norm), *self._late(run)]
+        late = self._waits.look(run.step, run.last.wait_seconds, run.last.seconds)
+        found = [*self._spikes.look(run.step, result.loss, result.grad_norm), *late]
         if "loss" in self._drifts and run.step - 1 not in self._planned:
             found += self._drifts["loss"].look(run.step, result.loss)
         if "validation_loss" in self._drifts and run.validation and run.validation[0] == run.step:
@@ -104,17 +102,6 @@ class AlertHook(Hook):
             "on from the last checkpoint and come to the same place. Look at loss and gradient norm before it (metrics.jsonl, alerts.jsonl), then train anew "
             "from an older state with a lower training.schedule.peak_lr, a smaller training.optimizer.clip, or training.precision bf16 in place of fp8."
         )
-
-    def _late(self, run: Run) -> list[Alert]:
-        assert run.last is not None
-        self._seconds = [*self._seconds, (run.last.wait_seconds, run.last.seconds)][-WINDOW:]
-        waited, took = (sum(column) for column in zip(*self._seconds, strict=True))
-        was_late, self._is_late = self._is_late, waited > max(_WAIT_SECONDS, _WAIT_SHARE * took)
-        if was_late or not self._is_late:
-            return []
-        share = waited / took
-        message = f"{share:.0%} of the last {len(self._seconds)} updates was waiting for data, more than {_WAIT_SHARE:.0%}"
-        return [Alert("data_wait", run.step, share, None, _WAIT_SHARE, message)]
 
 
 class StallWatch:

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_exp.control.chain import Chain
 from megatron_exp.control.loop import State
-from megatron_exp.control.segments import decode, read_segments, segment_path
+from megatron_exp.control.segments import Segment, decode, read_segments, segment_path
 from megatron_exp.errors import UserError
 from megatron_exp.files import make_directory, write_file
 from megatron_exp.parallel.agreement import on_main
@@ -39,14 +39,18 @@ class ControlHook(Hook):
         covered = state["decisions"] if state else []
         for data in on_main(run.layout, lambda: self._settled(run, covered)):
             self._take(run, data)
-        self.on_step(run)
+        if run.step == 0:
+            self.on_step(run)
 
     def on_step(self, run: Run) -> None:
-        if self._chain is None or self._chain.is_complete or run.step != self._chain.next_step:
+        if self._chain is None:
             return
-        self._probes.write(run)
-        self._take(run, on_main(run.layout, lambda: self._decided(run)))
-        self._report(run)
+        if not self._chain.is_complete and run.step == self._chain.next_step:
+            self._probes.write(run)
+            self._take(run, on_main(run.layout, lambda: self._decided(run)))
+        for segment in self._chain.segments:
+            if segment.step == run.step:  # also one taken over from an earlier attempt, whose measurements no longer count
+                self._report(run, segment)
 
     def on_checkpoint(self, run: Run) -> Any:
         if self._chain is None:
@@ -94,11 +98,10 @@ class ControlHook(Hook):
         assert self._chain is not None
         self._chain.add(decode(data, segment_path(run.plan.directory, len(self._chain.segments))))
 
-    def _report(self, run: Run) -> None:
-        assert self._chain is not None
+    def _report(self, run: Run, segment: Segment) -> None:
         if not run.layout.is_main:
             return
-        for name, state in self._chain.segments[-1].decisions.items():
+        for name, state in segment.decisions.items():
             numbers = {"copies": state.number, "handed_out": state.handed, "aim": state.aim}
             if self._log:
                 self._log.write(run.step, {f"control/{name}": numbers | ({} if state.value is None else {"value": state.value})})

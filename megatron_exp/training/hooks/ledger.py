@@ -7,6 +7,8 @@ from megatron_exp.fingerprint import of_json
 from megatron_exp.ledger import Entry, LedgerWriter, slot_hash, step_hash
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.hooks.owner import require_owned
+from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.run import Run
 
 LEDGER_NAME = "ledger.bin"
@@ -21,7 +23,9 @@ class LedgerHook(Hook):
     what the first of them read, so all are compared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ownership: Ownership | None) -> None:
+        """`ownership`: looked at before each group is written; None on all processes but the main one."""
+        self._ownership = ownership
         self._writer: LedgerWriter | None = None
         self._waiting: list[tuple[int, dict[int, int]]] = []
 
@@ -53,6 +57,7 @@ class LedgerHook(Hook):
         self._close()
 
     def _write(self, run: Run) -> None:
+        require_owned(run.layout, self._ownership)
         if run.layout.world_size > run.layout.dp_size and self._waiting:
             refuse_disagreement(run.layout, self._waiting)
         parts = [self._waiting] if run.layout.dp_size == 1 else run.layout.gather_replicas(self._waiting)

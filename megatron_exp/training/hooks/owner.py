@@ -3,9 +3,15 @@
 from typing import Any
 
 from megatron_exp.parallel.agreement import on_main
+from megatron_exp.parallel.layout import Layout
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.run import Run
+
+
+def require_owned(layout: Layout, ownership: Ownership | None) -> None:
+    """UserError on every process where another one has taken the directory over (collective)."""
+    on_main(layout, lambda: ownership.require() if ownership else None)
 
 
 class OwnerHook(Hook):
@@ -22,4 +28,4 @@ class OwnerHook(Hook):
         self._require(run)
 
     def _require(self, run: Run) -> None:
-        on_main(run.layout, lambda: self._ownership.require() if self._ownership else None)
+        require_owned(run.layout, self._ownership)

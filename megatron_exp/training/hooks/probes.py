@@ -1,10 +1,12 @@
 """Live probes: what the manifest asks of the model in certain states, answered by the weights in memory."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megatron_exp.control.answers import answers_of
@@ -14,6 +16,8 @@ from megatron_exp.manifest.schema import PROBES, SCHEMA_VERSION
 from megatron_exp.scoring.probes import score_probes
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run
+
+logger = logging.getLogger(__name__)
 
 PROBES_NAME = "probes.parquet"
 
@@ -37,8 +41,25 @@ class ProbeHook(Hook):
         self._due = due_states(self._probes, run.plan.num_steps)
         if run.layout.is_main:
             self._written = read_answers(self._path(run))
+            if run.resumed_from and not self._path(run).exists():
+                self._take_over(run, run.resumed_from.parent.parent / PROBES_NAME)
         if run.step == 0:
             self.on_step(run)
+
+    def _take_over(self, run: Run, path: Path) -> None:
+        """Make the answers up to the checkpoint, which another run directory has at PATH, this one's: nobody asks them again."""
+        answers = read_answers(path)
+        earlier = answers.filter(pc.less_equal(answers["step"], run.step))
+        if len(earlier):
+            self._new.append(earlier)
+            self.write(run)
+        elif any(state <= run.step for state in self._due):
+            logger.warning(
+                "%s has no answers of the live probes up to step %d, and nobody asks them again: eval calls them not scorable. Put the file that training "
+                "wrote with the checkpoint there, and begin again in an empty directory.",
+                path,
+                run.step,
+            )
 
     def on_step(self, run: Run) -> None:
         due = self._due.get(run.step)

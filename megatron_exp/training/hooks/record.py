@@ -11,8 +11,8 @@ from megatron_exp.training.run import Run
 class RecordHook(Hook):
     """A killed attempt stays `running` in the record until the next one is entered after it and calls it `killed`.
 
-    An attempt that was only believed dead (its node lost touch with the scheduler) finds the next one in the record and ends before
-    it writes another checkpoint.
+    An attempt that was only believed dead ends when it finds another owner of the directory (`training.ownership`). Where it does not see that
+    in time, it finds the next one in the record before it writes another checkpoint.
     """
 
     def __init__(self, overrides: list[str], resumed_from: str | None):
