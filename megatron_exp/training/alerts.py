@@ -119,7 +119,7 @@ class Drift:
         self._what, self._points_per_look = what, points_per_look
         self._twins = twins
         self._by_state = [dict(zip(twin.steps.tolist(), twin.values.tolist(), strict=True)) for twin in twins]
-        if state is None or state.get("twins") != self._compared(state["step"]):
+        if state is None or state.get("twins") != self._compared(state.get("step", -1)):
             state = {"step": -1, "waiting": [], "past": [], "is_open": False}
         self._step: int = state["step"]
         self._waiting: list[list[float]] = state["waiting"]
