@@ -91,6 +91,8 @@ class DurableWriter:
         _write(self._file, data)
 
     def close(self) -> None:
+        if self._file.closed:
+            return  # some libraries close the stream they are given
         try:
             self._file.flush()
             _fsync(self._file.fileno())
@@ -101,18 +103,23 @@ class DurableWriter:
 
     def abandon(self) -> None:
         """Drop what was written; the old file, if any, stays."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffer
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
 class HashedWriter(DurableWriter):
-    """A file under construction that is hashed while it is written: a stream for libraries, which write in many small pieces."""
+    """A file under construction that is hashed while it is written: a stream for libraries, which write in many small pieces.
+
+    failure: the first error of the disk. Libraries raise others in its place.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path)
         self._hash = hashlib.sha256()
         self._gathered = bytearray()
         self._num_bytes = 0
+        self.failure: OSError | None = None
 
     @property
     def sha256(self) -> str:
@@ -128,7 +135,7 @@ class HashedWriter(DurableWriter):
         if len(view) >= _BLOCK_BYTES or len(self._gathered) >= _BLOCK_BYTES:
             self._pass_on()
         if len(view) >= _BLOCK_BYTES:
-            super().write(view)
+            self._put(view)
         return len(view)
 
     def tell(self) -> int:
@@ -143,8 +150,15 @@ class HashedWriter(DurableWriter):
 
     def _pass_on(self) -> None:
         if self._gathered:
-            super().write(bytes(self._gathered))
+            self._put(bytes(self._gathered))
             self._gathered.clear()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        try:
+            super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
 
 @contextlib.contextmanager
@@ -156,9 +170,14 @@ def durable_file(path: Path) -> Iterator[DurableWriter]:
 
 @contextlib.contextmanager
 def hashed_file(path: Path) -> Iterator[HashedWriter]:
-    """Like `durable_file`; afterwards the writer's `sha256` is that of the file."""
+    """Like `durable_file`; afterwards the writer's `sha256` is that of the file. An error of the disk is raised whatever a library made of it."""
     with _whole(HashedWriter(path)) as writer:
-        yield writer
+        try:
+            yield writer
+        except Exception as error:
+            if writer.failure is None or error is writer.failure:
+                raise
+            raise writer.failure from error
 
 
 _Writer = TypeVar("_Writer", bound=DurableWriter)

@@ -89,14 +89,10 @@ class PartialCheckpoint:
     def complete(self, outcomes: list[Outcome]) -> dict[str, str]:
         """Write what belongs to no rank, on the main one; returns the SHA-256 of every file."""
         hashes = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}
-        with files.hashed_file(self._directory / COMMON_STATE_FNAME) as common:
-            torch.save(self._common, cast(IO[bytes], common))
-        with files.hashed_file(self._directory / CONFIG_FNAME) as config:
-            config.write(orjson.dumps(asdict(CheckpointingConfig(_BACKEND, _VERSION))))
-        through = _Through()
+        through = Through()
         self._writer.fs, self._writer.sync_files = through, False  # `files` syncs
         self._writer.finish(self._metadata, [outcome.items for outcome in outcomes])
-        return hashes | through.hashes | {COMMON_STATE_FNAME: common.sha256, CONFIG_FNAME: config.sha256}
+        return hashes | through.hashes | write_common(self._directory, self._common)
 
     def _write(self) -> Outcome:
         hashes, items = {}, []
@@ -121,8 +117,17 @@ class _Planning(TorchDistSaveShardedStrategy):
         return writer, planned[1]
 
 
-class _Through(FileSystem):
-    """PyTorch's file system for the one file it writes itself, .metadata: through `files`, and hashed."""
+def write_common(directory: Path, common: dict[str, Any]) -> dict[str, str]:
+    """Write what belongs to no tensor, and the name of the format; returns the SHA-256 of both files."""
+    with files.hashed_file(directory / COMMON_STATE_FNAME) as state:
+        torch.save(common, cast(IO[bytes], state))
+    with files.hashed_file(directory / CONFIG_FNAME) as config:
+        config.write(orjson.dumps(asdict(CheckpointingConfig(_BACKEND, _VERSION))))
+    return {COMMON_STATE_FNAME: state.sha256, CONFIG_FNAME: config.sha256}
+
+
+class Through(FileSystem):
+    """PyTorch's file system for what it writes itself: through `files`, and hashed."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}

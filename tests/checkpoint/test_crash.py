@@ -1,6 +1,7 @@
 """A checkpoint is old or new at every file operation that fails or at which the process dies, and never half."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_at_every_file_operation_the_newest_sound_checkpoint_is_the_old_or_the_n
 def test_a_full_disk_is_the_users_to_mend_and_says_what_is_free(model, tmp_path, monkeypatch) -> None:
     with failing(monkeypatch, 3, OSError(28, "No space left on device")), pytest.raises(UserError, match="No space left.* are free"):
         save_checkpoint(tmp_path / "one", *model, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_large_tensor_is_still_called_full(layout, tmp_path, monkeypatch) -> None:
+    """PyTorch's writer loses the error of its stream and raises one about positions."""
+    large = trainable(layout, layers=1, hidden=128, ffn=4096)
+
+    def quota(file, data):
+        if len(data) > 1 << 20:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        file.write(data)
+
+    monkeypatch.setattr(files, "_write", quota)
+    with pytest.raises(UserError, match="Disk quota exceeded"):
+        save_checkpoint(tmp_path / "one", *large, {})
     assert list(tmp_path.iterdir()) == []
 
 
