@@ -324,6 +324,11 @@ def reread_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def free_bytes(path: Path) -> int:
     """What may still be written to the file system of PATH, which need not exist yet. Quotas are not seen."""
     path = Path(path).absolute()

@@ -11,7 +11,7 @@ from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.state import content_metadata, division_of, state_of
 from megatron_exp.checkpoint.storage import Outcome, PartialCheckpoint
 from megatron_exp.display.numbers import size
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, OptimizerSummary, data_parallel_group
 from megatron_exp.parallel.agreement import on_main
@@ -78,13 +78,14 @@ class SavingCheckpoint:
         """Wait until every part is written and read back, then seal the checkpoint and give it its name.
 
         Raises:
-            UserError: where a disk is full or faulty, on any rank; nothing of the checkpoint remains then.
+            UserError: where a disk or quota is full, on any rank; nothing of the checkpoint remains then.
+            InterruptedRunError: likewise, where a disk is faulty.
         """
         with self._stack:
             outcomes = self._files.gather()
-            errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(outcomes) if outcome.error]
-            if errors:
-                raise self._failure("; ".join(errors))
+            failed = {f"rank {rank}: {outcome.error}": outcome.is_full for rank, outcome in enumerate(outcomes) if outcome.error}
+            if failed:
+                raise self._failure("; ".join(failed), all(failed.values()))
             on_main(self._layout, lambda: self._complete(outcomes))
 
     def _complete(self, outcomes: list[Outcome]) -> None:
@@ -95,14 +96,16 @@ class SavingCheckpoint:
                     record.write(self._record)
                 catalogue.seal(self._partial, {**hashes, catalogue.RECORD: record.sha256})
         except OSError as error:
-            raise self._failure(str(error)) from error
+            raise self._failure(str(error), files.is_full(error)) from error
 
-    def _failure(self, what: str) -> UserError:
-        return UserError(
+    def _failure(self, what: str, is_full: bool) -> UserError | InterruptedRunError:
+        """The user makes room; a disk that fails otherwise is no mistake of theirs, and another start, perhaps on another node, goes on."""
+        told = (
             f"The checkpoint {self.directory} could not be written ({what}); {size(files.free_bytes(self.directory))} are free on its disk. Nothing of it "
-            "remains, and the checkpoints before it are as they were. Free space or mend the disk, then give the same command again: it goes on from the "
-            "newest one."
+            "remains, and the checkpoints before it are as they were."
         )
+        again = "give the same command again: it goes on from the newest one."
+        return UserError(f"{told} Free space, then {again}") if is_full else InterruptedRunError(f"{told} If the disk is in order, {again}")
 
 
 def _require_finite(directory: Path, summary: OptimizerSummary | None) -> None:

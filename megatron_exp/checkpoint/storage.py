@@ -34,11 +34,12 @@ _BACKEND, _VERSION = "torch_dist", 1
 
 
 class Outcome(NamedTuple):
-    """What one rank wrote: SHA-256 by file name, and where each item lies; or the error it met, as text."""
+    """What one rank wrote: SHA-256 by file name, and where each item lies; or the error it met, as text, and whether that was a full disk."""
 
     hashes: dict[str, str]
     items: list[Any]
     error: str | None
+    is_full: bool = False
 
 
 class PartialCheckpoint:
@@ -79,7 +80,7 @@ class PartialCheckpoint:
         """Wait for all ranks (collective): what each wrote, in order of ranks."""
         assert self._writing is not None
         error = self._writing.exception()
-        mine = Outcome({}, [], f"{type(error).__name__}: {error}") if error else self._writing.result()
+        mine = Outcome({}, [], f"{type(error).__name__}: {error}", files.is_full(error)) if error else self._writing.result()
         outcomes: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, mine)
         if error and not isinstance(error, OSError):

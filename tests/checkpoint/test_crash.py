@@ -11,7 +11,7 @@ import pytest
 from megatron_exp import files
 from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.saving import SavingCheckpoint, save_checkpoint
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from tests.model.tiny import running, train, trainable
 
 CALLS = ("_write", "_fsync", "_rename", "_fsync_directory")
@@ -96,6 +96,15 @@ def test_a_full_disk_is_the_users_to_mend_and_says_what_is_free(model, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("call", [3, -8], ids=["while a thread writes", "while the main rank seals"])
+def test_a_faulty_disk_is_the_machines_and_the_run_is_to_be_started_again(model, tmp_path, monkeypatch, call) -> None:
+    with failing(monkeypatch, 0, OSError()) as made:
+        save_checkpoint(tmp_path / "whole", *model, {})
+    with failing(monkeypatch, call % len(made), OSError(errno.EIO, "Input/output error")), pytest.raises(InterruptedRunError, match="Input/output"):
+        save_checkpoint(tmp_path / "one", *model, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_large_tensor_is_still_called_full(layout, tmp_path, monkeypatch) -> None:
     """PyTorch's writer loses the error of its stream and raises one about positions."""
     large = trainable(layout, layers=1, hidden=128, ffn=4096)
@@ -113,7 +122,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_large_tensor_is_still_called_ful
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_checkpoint_counts(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(files, "reread_sha256", lambda path: "0" * 64)
-    with pytest.raises(UserError, match="other bytes than were written"):
+    with pytest.raises(InterruptedRunError, match="other bytes than were written"):
         save_checkpoint(tmp_path / "one", *model, {})
     assert list(tmp_path.iterdir()) == []
 
