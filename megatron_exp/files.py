@@ -317,6 +317,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_written(path: Path, sha256: str) -> None:
+    """OSError where the disk gives back other bytes of a durable file than those with this SHA-256."""
+    if reread_sha256(path) != sha256:
+        raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+
+
 def reread_sha256(path: Path) -> str:
     """Hex SHA-256 of a durable file as its disk gives it back: what memory holds of it is dropped first."""
     with open(path, "rb") as file:

@@ -44,11 +44,14 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, path in list_directories(run_dir) if (path / MARKER).is_file()]
 
 
-def seal(directory: Path, hashes: Mapping[str, str]) -> None:
-    """Write the file list of a finished directory, then its marker. `hashes` gives the SHA-256 of every file by relative name."""
+def seal(directory: Path, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Write the file list of a finished directory, then its marker; returns the SHA-256 of both. `hashes` gives that of every file by relative name."""
     listed = {name: {"bytes": (directory / name).stat().st_size, "sha256": sha256} for name, sha256 in sorted(hashes.items())}
-    files.write_file(directory / FILE_LIST, orjson.dumps({"schema_version": SCHEMA_VERSION, "files": listed}, option=orjson.OPT_INDENT_2))
-    files.write_file(directory / MARKER, files.sha256_file(directory / FILE_LIST).encode())
+    with files.hashed_file(directory / FILE_LIST) as file_list:
+        file_list.write(orjson.dumps({"schema_version": SCHEMA_VERSION, "files": listed}, option=orjson.OPT_INDENT_2))
+    with files.hashed_file(directory / MARKER) as marker:
+        marker.write(file_list.sha256.encode())
+    return {FILE_LIST: file_list.sha256, MARKER: marker.sha256}
 
 
 def verify_checkpoint(directory: Path) -> list[str]:

@@ -91,10 +91,14 @@ class SavingCheckpoint:
     def _complete(self, outcomes: list[Outcome]) -> None:
         try:
             with self._stack:
-                hashes = self._files.complete(outcomes)
+                ranks = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}  # read back by then
+                here = self._files.complete(outcomes)
                 with files.hashed_file(self._partial / catalogue.RECORD) as record:
                     record.write(self._record)
-                catalogue.seal(self._partial, {**hashes, catalogue.RECORD: record.sha256})
+                here[catalogue.RECORD] = record.sha256
+                here |= catalogue.seal(self._partial, ranks | here)
+                for name, sha256 in here.items():
+                    files.require_written(self._partial / name, sha256)
         except OSError as error:
             raise self._failure(str(error), files.is_full(error)) from error
 

@@ -6,7 +6,6 @@ writes what, and a thread of each rank writes its file, hashes it meanwhile and 
 """
 
 import contextlib
-import errno
 import io
 import queue
 from collections.abc import Iterator
@@ -88,12 +87,11 @@ class PartialCheckpoint:
         return outcomes
 
     def complete(self, outcomes: list[Outcome]) -> dict[str, str]:
-        """Write what belongs to no rank, on the main one; returns the SHA-256 of every file."""
-        hashes = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}
+        """Write what belongs to no rank, on the main one; returns the SHA-256 of every file written here."""
         through = Through()
         self._writer.fs, self._writer.sync_files = through, False  # `files` syncs
         self._writer.finish(self._metadata, [outcome.items for outcome in outcomes])
-        return hashes | through.hashes | write_common(self._directory, self._common)
+        return through.hashes | write_common(self._directory, self._common)
 
     def _write(self) -> Outcome:
         hashes, items = {}, []
@@ -102,8 +100,7 @@ class PartialCheckpoint:
                 for item, content in chain(objects, tensors):
                     data = content.cpu() if isinstance(content, torch.Tensor) else content
                     items.append(_write_item(self._writer.transforms, cast(io.IOBase, file), data, item, name, SerializationFormat.TORCH_SAVE))
-            if files.reread_sha256(Path(path)) != file.sha256:
-                raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+            files.require_written(Path(path), file.sha256)
             hashes[name] = file.sha256
         return Outcome(hashes, items, None)
 

@@ -22,7 +22,7 @@ def on_main(layout: Layout, work: Callable[[], T]) -> T:
             answer = (work(), None)
         except (UserError, InterruptedRunError) as error:
             answer = (None, error)
-    result, error = layout.broadcast(answer)
-    if error is not None:
-        raise error
+    result, failure = layout.broadcast(answer)
+    if failure is not None:
+        raise failure
     return result

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,22 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_checkpoint_cou
     with pytest.raises(InterruptedRunError, match="other bytes than were written"):
         save_checkpoint(tmp_path / "one", *model, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json", "checkpoint.json", "files.json", "COMPLETE"])
+def test_a_disk_that_damages_any_file_is_noticed_while_the_older_checkpoint_is_still_there(model, tmp_path, monkeypatch, name) -> None:
+    def damaging(source, target):
+        os.rename(source, target)
+        if Path(target).name == name:
+            data = bytearray(Path(target).read_bytes())
+            data[len(data) // 2] ^= 1
+            Path(target).write_bytes(data)
+
+    save_checkpoint(catalogue.checkpoint_path(tmp_path, 1), *model, {"step": 1})
+    monkeypatch.setattr(files, "_rename", damaging)
+    with pytest.raises(InterruptedRunError, match=f"other bytes than were written: .*{name}"):
+        save_checkpoint(catalogue.checkpoint_path(tmp_path, 2), *model, {"step": 2})
+    assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [1]
 
 
 def test_what_is_written_in_the_background_is_the_state_at_its_beginning(layout, tmp_path) -> None:
