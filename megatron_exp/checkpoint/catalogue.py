@@ -107,14 +107,29 @@ def newest_verified(run_dir: Path) -> tuple[int, Path] | None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), division, extra."""
-    record = orjson.loads(files.require_file(Path(directory) / RECORD, "the record of a checkpoint").read_bytes())
+    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), division, extra.
+
+    UserError where it is missing, damaged or of another version.
+    """
+    path = files.require_file(Path(directory) / RECORD, "the record of a checkpoint")
+    try:
+        record = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserError(_damaged(path, f"is not valid JSON ({error})")) from error
+    if not isinstance(record, dict):
+        raise UserError(_damaged(path, "holds no object"))
     if record.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{directory} was written with checkpoint schema {record.get('schema_version')!r}, and this version reads {SCHEMA_VERSION}. "
             "Use the version of megatron-exp that wrote it."
         )
+    if missing := sorted({"shape", "precision", "optimizer", "extra"} - record.keys()):
+        raise UserError(_damaged(path, f"lacks {', '.join(missing)}"))
     return record
+
+
+def _damaged(record: Path, found: str) -> str:
+    return f"{record} {found}, so it is damaged. Restore it from a copy, or use another checkpoint (`train --resume auto` finds the newest sound one)."
 
 
 def fingerprint_of(directory: Path) -> str:
@@ -138,8 +153,14 @@ def record_bytes(
 
 
 def is_portable(directory: Path) -> bool:
-    """Whether every layout can go on from a checkpoint. Its weights alone always load anywhere."""
-    return not (directory / RECORD).is_file() or read_record(directory).get("division") is None
+    """Whether every layout can go on from a checkpoint; none can where its record cannot be read. Its weights alone always load anywhere."""
+    if not (directory / RECORD).is_file():
+        return True
+    try:
+        return read_record(directory).get("division") is None
+    except UserError as error:
+        logger.warning("No run can go on from %s: %s", directory, error)
+        return False
 
 
 def newest_portable(run_dir: Path) -> Path | None:
