@@ -113,8 +113,9 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
     save_checkpoint(portable, *whole, {})
     save_checkpoint(parallel, *whole, {}, is_portable=False)
     record = orjson.loads((parallel / "checkpoint.json").read_bytes())
-    record["division"] |= {"tp": 2, "buckets": "another"}
+    record["division"] |= {"virtual": 2, "buckets": "another"}
     (parallel / "checkpoint.json").write_bytes(orjson.dumps(record))
-    with pytest.raises(UserError, match=r"at tp 2, pp 1 and loads only there.*here are tp 1, pp 1.*can load is .*step-00000001"):
+    told = r"at tp 1, pp 1, virtual 2 and loads only there.*here are tp 1, pp 1, virtual 1.*can load is .*step-00000001"
+    with pytest.raises(UserError, match=told):
         load_checkpoint(parallel, *trainable(layout), is_checked=True)
     load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)
