@@ -119,3 +119,15 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
     with pytest.raises(UserError, match=told):
         load_checkpoint(parallel, *trainable(layout), is_checked=True)
     load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)
+
+
+@pytest.mark.parametrize(("name", "changed"), [("step", lambda step: step + 1), ("first_moment_norm", lambda norm: norm * (1 + 1e-7))])
+def test_an_optimizer_that_is_not_the_one_saved_is_noticed_when_it_is_loaded(layout, tmp_path, name, changed):
+    whole = trainable(layout)
+    train(*whole, range(2))
+    save_checkpoint(tmp_path / "one", *whole, {})
+    record = orjson.loads((tmp_path / "one" / "checkpoint.json").read_bytes())
+    record["optimizer"][name] = changed(record["optimizer"][name])
+    (tmp_path / "one" / "checkpoint.json").write_bytes(orjson.dumps(record))
+    with pytest.raises(RuntimeError, match="is not the one saved"):
+        load_checkpoint(tmp_path / "one", *trainable(layout), is_checked=True)
