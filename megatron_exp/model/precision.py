@@ -26,20 +26,24 @@ INSTALL_ENGINE = "pip install --no-build-isolation 'transformer-engine[pytorch]>
 
 
 class _Recipe(NamedTuple):
-    """lowest, highest: compute capability that has it, highest excluded. multiple: of every side of a product. needs: in words."""
+    """lowest, highest: compute capability that has it, highest excluded. needs: in words.
+
+    multiple: of every side of a product. gathered: of both sides of what tensor-parallel ranks gather under sequence_parallel.
+    """
 
     lowest: tuple[int, int]
     highest: tuple[int, int]
     multiple: int
+    gathered: int
     needs: str
 
 
 _NEVER = (99, 0)
 RECIPES = {
-    "delayed": _Recipe((8, 9), _NEVER, 16, "an Ada, Hopper or Blackwell GPU (compute capability 8.9 or more)"),
-    "tensorwise": _Recipe((9, 0), _NEVER, 16, "a Hopper or Blackwell GPU (compute capability 9.0 or more)"),
-    "blockwise": _Recipe((9, 0), (10, 0), 16, "a Hopper GPU (compute capability 9.0)"),
-    "mxfp8": _Recipe((10, 0), _NEVER, 32, "a Blackwell GPU (compute capability 10.0 or more)"),
+    "delayed": _Recipe((8, 9), _NEVER, 16, 16, "an Ada, Hopper or Blackwell GPU (compute capability 8.9 or more)"),
+    "tensorwise": _Recipe((9, 0), _NEVER, 16, 16, "a Hopper or Blackwell GPU (compute capability 9.0 or more)"),
+    "blockwise": _Recipe((9, 0), (10, 0), 16, 128, "a Hopper GPU (compute capability 9.0)"),
+    "mxfp8": _Recipe((10, 0), _NEVER, 32, 32, "a Blackwell GPU (compute capability 10.0 or more)"),
 }
 
 
@@ -92,11 +96,17 @@ def check_fp8(shape: ModelShape, layout: Layout, recipe: str) -> None:
             f"({capability[0]}.{capability[1]}). {_other_recipes(capability)}"
         )
     for what, number in fp8_sides(shape, layout).items():
-        if number % known.multiple:
+        multiple = positions_multiple(recipe, layout) if what in _GATHERED else known.multiple
+        if number % multiple:
             raise UserError(
-                f"training.precision fp8 with fp8_recipe {recipe} multiplies matrices whose sides are multiples of {known.multiple}, but {what} is {number} "
+                f"training.precision fp8 with fp8_recipe {recipe} multiplies matrices whose sides are multiples of {multiple}, but {what} is {number} "
                 f"on each process. Change that size or degree, or set training.precision to bf16."
             )
+
+
+def positions_multiple(recipe: str, layout: Layout) -> int:
+    """The positions that one process holds of a sequence must be a multiple of this."""
+    return RECIPES[recipe].gathered if layout.sequence_parallel else RECIPES[recipe].multiple
 
 
 def _other_recipes(capability: tuple[int, int]) -> str:
@@ -104,16 +114,20 @@ def _other_recipes(capability: tuple[int, int]) -> str:
     return f"Set it to {' or '.join(possible)}." if possible else "Set training.precision to bf16."
 
 
+_HIDDEN, _LENGTH = "model.hidden", "geometry.sequence_length / training.parallel.cp (/ tp under sequence_parallel)"
+_GATHERED = {_HIDDEN, _LENGTH}
+
+
 def fp8_sides(shape: ModelShape, layout: Layout) -> dict[str, int]:
     """The sides of all products that run in FP8, on one process, named by the settings that make them."""
     qkv = (shape.hidden + 2 * shape.kv_width) // layout.tp_size
     length = shape.sequence_length // layout.cp_size // (layout.tp_size if layout.sequence_parallel else 1)
     return {
-        "model.hidden": shape.hidden,
+        _HIDDEN: shape.hidden,
         "model.hidden / training.parallel.tp": shape.hidden // layout.tp_size,
         "the width of queries, keys and values together (model.hidden, model.kv_groups; / training.parallel.tp)": qkv,
         "model.ffn / training.parallel.tp": shape.ffn // layout.tp_size,
-        "geometry.sequence_length / training.parallel.cp (/ tp under sequence_parallel)": length,
+        _LENGTH: length,
     }
 
 

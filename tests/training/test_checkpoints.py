@@ -14,7 +14,9 @@ from tests.training.toy import STEPS
 
 
 @pytest.mark.parametrize("in_background", ["false", "true"])
-def test_kept_periodic_portable_and_final_states_are_portable_and_the_rest_is_parallel(manifest: Path, run: Path, in_background: str) -> None:
+def test_kept_periodic_portable_and_final_states_are_portable_and_the_rest_is_parallel(
+    manifest: Path, run: Path, in_background: str
+) -> None:
     settings = {"every": 2, "portable_every": 5, "keep": [3], "in_background": in_background}
     assert train(manifest, run, overrides=[f"training.checkpoint.{name}={value}" for name, value in settings.items()]) == FINISHED
     assert {step: is_portable(path) for step, path in list_checkpoints(run)} == {3: True, 8: False, 10: True, STEPS: True}
@@ -32,7 +34,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_free
 
 
-def test_a_run_without_room_for_its_checkpoints_is_refused_before_its_first_step(manifest: Path, run: Path, free: Callable[..., None]) -> None:
+def test_a_run_without_room_for_its_checkpoints_is_refused_before_its_first_step(
+    manifest: Path, run: Path, free: Callable[..., None]
+) -> None:
     free(1 << 20)
     with pytest.raises(UserError, match="needs room for . checkpoints"):
         train(manifest, run)
