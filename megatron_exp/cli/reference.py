@@ -28,6 +28,9 @@ def opened_reference(path: Path | None, step: int | None, config: Config) -> Ite
             raise UserError(f"{path} holds the answers of one state. Leave --reference-step out.")
         yield Reference.recorded_in(recorded), True
     else:
+        from megatron_exp.model.precision import require_engine
+
+        require_engine()
         from megatron_exp.scoring.reference import find_reference, loaded
 
         corpus = Corpus.open(config.corpus.path)

@@ -34,6 +34,9 @@ def train(
 ) -> None:
     """Train on the manifest (or its baseline). Exit code 75: stopped by a signal after a checkpoint, start again to continue."""
     _share_among(processes)
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.training.train import train as go
 
     code = go(
@@ -94,6 +97,9 @@ def evaluate(
     if model is not None and (tp, pp, processes) != (1, 1, 1):
         raise UserError("`eval --model HF_DIR` runs in one process. Leave out --processes, --tp and --pp.")
     _share_among(processes)
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.config.schema import ParallelConfig
     from megatron_exp.evaluation import evaluate as go
     from megatron_exp.evaluation import evaluate_model

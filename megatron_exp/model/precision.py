@@ -3,6 +3,8 @@
 megatron-core accepts FP8 without Transformer Engine and then ignores it, and fails in the middle of a step where a size does not fit.
 """
 
+import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import re
@@ -55,6 +57,39 @@ def engine_version() -> str | None:
         return importlib.metadata.version("transformer-engine")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+@functools.cache
+def engine_fault() -> Exception | None:
+    """Why the Transformer Engine that is installed does not load; None where it does, and where there is none."""
+    if engine_version() is None:
+        return None
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # noqa: BLE001 - what a library of another version raises is anything
+        return error
+    return None
+
+
+def require_engine() -> None:
+    """Called by every command that needs a model, before megatron-core is imported: it imports Transformer Engine in many places.
+
+    Raises:
+        UserError: where Transformer Engine is installed and does not load. On a machine without a GPU megatron-core does without it, if only
+            a library is missing there.
+    """
+    fault = engine_fault()
+    if fault is not None and (devices.has_cuda() or not isinstance(fault, ImportError)):
+        raise UserError(describe_fault(fault))
+
+
+def describe_fault(fault: Exception) -> str:
+    """Installed, but of no use, and what to do."""
+    told = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    return (
+        f"Transformer Engine {engine_version()} is installed but does not load ({told}), often because it was built for another PyTorch or CUDA. "
+        f"Reinstall it ({INSTALL_ENGINE}), or uninstall it to use PyTorch's layers."
+    )
 
 
 def is_tested_engine(version: str) -> bool:

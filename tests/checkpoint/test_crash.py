@@ -101,7 +101,8 @@ def test_a_full_disk_is_the_users_to_mend_and_says_what_is_free(model, tmp_path,
 def test_a_faulty_disk_is_the_machines_and_the_run_is_to_be_started_again(model, tmp_path, monkeypatch, call) -> None:
     with failing(monkeypatch, 0, OSError()) as made:
         save_checkpoint(tmp_path / "whole", *model, {})
-    with failing(monkeypatch, call % len(made), OSError(errno.EIO, "Input/output error")), pytest.raises(InterruptedRunError, match="Input/output"):
+    broken = OSError(errno.EIO, "Input/output error")
+    with failing(monkeypatch, call % len(made), broken), pytest.raises(InterruptedRunError, match="Input/output"):
         save_checkpoint(tmp_path / "one", *model, {})
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
