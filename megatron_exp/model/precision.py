@@ -27,6 +27,9 @@ ENGINE_VERSIONS = ((2, 9), (2, 12))
 INSTALL_ENGINE = "pip install --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12'"
 
 
+_TRAINED = "A model that is trained already is asked in another precision with `eval --precision` or `plan --reference-precision`."
+
+
 class _Recipe(NamedTuple):
     """lowest, highest: compute capability that has it, highest excluded. needs: in words.
 
@@ -116,7 +119,7 @@ def choose_implementation(layout: Layout, precision: Precision) -> Literal["torc
         missing = "no Transformer Engine is installed" if layout.device.type == "cuda" else "it computes on the CPU"
         raise UserError(
             f"training.precision is fp8, but FP8 needs an NVIDIA GPU of the Hopper generation or later and Transformer Engine, and on this machine {missing}. "
-            f"Install it on a GPU machine ({INSTALL_ENGINE}), or set training.precision to bf16 (fp32 on CPU)."
+            f"Install it on a GPU machine ({INSTALL_ENGINE}), or set training.precision to bf16 (fp32 on CPU). {_TRAINED}"
         )
     return "torch" if version is None else "transformer-engine"
 
@@ -128,14 +131,14 @@ def check_fp8(shape: ModelShape, layout: Layout, recipe: str) -> None:
     if not known.lowest <= capability < known.highest:
         raise UserError(
             f"training.fp8_recipe is {recipe}, which needs {known.needs}; this machine has {devices.describe_device(layout.device)} "
-            f"({capability[0]}.{capability[1]}). {_other_recipes(capability)}"
+            f"({capability[0]}.{capability[1]}). {_other_recipes(capability)} {_TRAINED}"
         )
     for what, number in fp8_sides(shape, layout).items():
         multiple = positions_multiple(recipe, layout) if what in _GATHERED else known.multiple
         if number % multiple:
             raise UserError(
                 f"training.precision fp8 with fp8_recipe {recipe} multiplies matrices whose sides are multiples of {multiple}, but {what} is {number} "
-                f"on each process. Change that size or degree, or set training.precision to bf16."
+                f"on each process. Change that size or degree, or set training.precision to bf16. {_TRAINED}"
             )
 
 
