@@ -49,7 +49,8 @@ class SavingCheckpoint:
             in_background: the caller may change the weights before `finish`, so a copy of the state is written.
 
         Raises:
-            UserError: where the directory exists, or the state is not finite.
+            UserError: where the directory exists, the state is not finite, or the disk is full.
+            InterruptedRunError: where the disk is faulty.
         """
         self.directory = Path(directory)
         self._layout = layout = model.layout
@@ -60,8 +61,7 @@ class SavingCheckpoint:
             dataclasses.asdict(model.shape), model.precision, summary._asdict() if summary else None, extra, division
         )
         with contextlib.ExitStack() as stack:
-            durable = files.durable_directory(self.directory)
-            self._partial = Path(on_main(layout, lambda: str(stack.enter_context(durable))))
+            self._partial = Path(on_main(layout, lambda: self._begin(stack)))
             state = state_of(model, optimizer, division is None, is_loading=False)
             spread_over = None if division is None else data_parallel_group()
             self._files = PartialCheckpoint(
@@ -87,6 +87,12 @@ class SavingCheckpoint:
             if failed:
                 raise self._failure("; ".join(failed), all(failed.values()))
             on_main(self._layout, lambda: self._complete(outcomes))
+
+    def _begin(self, stack: contextlib.ExitStack) -> str:
+        try:
+            return str(stack.enter_context(files.durable_directory(self.directory)))
+        except OSError as error:
+            raise self._failure(str(error), files.is_full(error)) from error
 
     def _complete(self, outcomes: list[Outcome]) -> None:
         try:

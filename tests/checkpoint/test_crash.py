@@ -122,6 +122,15 @@ def test_a_disk_that_is_full_in_the_middle_of_a_large_tensor_is_still_called_ful
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_without_room_for_a_folder_is_full_too(model, tmp_path, monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left.* are free"):
+        patch.setattr(Path, "mkdir", full)
+        save_checkpoint(tmp_path / "one", *model, {})
+
+
 def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_checkpoint_counts(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(files, "reread_sha256", lambda path: "0" * 64)
     with pytest.raises(InterruptedRunError, match="other bytes than were written"):
