@@ -99,6 +99,8 @@ class DurableWriter:
         _write(self._file, data)
 
     def close(self) -> None:
+        if self._file.closed:
+            return  # some libraries close the stream they are given
         try:
             self._file.flush()
             _fsync(self._file.fileno())
@@ -109,18 +111,23 @@ class DurableWriter:
 
     def abandon(self) -> None:
         """Drop what was written; the old file, if any, stays."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffer
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
 class HashedWriter(DurableWriter):
-    """A file under construction that is hashed while it is written: a stream for libraries, which write in many small pieces."""
+    """A file under construction that is hashed while it is written: a stream for libraries, which write in many small pieces.
+
+    failure: the first error of the disk. Libraries raise others in its place.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path)
         self._hash = hashlib.sha256()
         self._gathered = bytearray()
         self._num_bytes = 0
+        self.failure: OSError | None = None
 
     @property
     def sha256(self) -> str:
@@ -136,7 +143,7 @@ class HashedWriter(DurableWriter):
         if len(view) >= _BLOCK_BYTES or len(self._gathered) >= _BLOCK_BYTES:
             self._pass_on()
         if len(view) >= _BLOCK_BYTES:
-            super().write(view)
+            self._put(view)
         return len(view)
 
     def tell(self) -> int:
@@ -151,8 +158,15 @@ class HashedWriter(DurableWriter):
 
     def _pass_on(self) -> None:
         if self._gathered:
-            super().write(bytes(self._gathered))
+            self._put(bytes(self._gathered))
             self._gathered.clear()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        try:
+            super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
 
 @contextlib.contextmanager
@@ -164,9 +178,14 @@ def durable_file(path: Path) -> Iterator[DurableWriter]:
 
 @contextlib.contextmanager
 def hashed_file(path: Path) -> Iterator[HashedWriter]:
-    """Like `durable_file`; afterwards the writer's `sha256` is that of the file."""
+    """Like `durable_file`; afterwards the writer's `sha256` is that of the file. An error of the disk is raised whatever a library made of it."""
     with _whole(HashedWriter(path)) as writer:
-        yield writer
+        try:
+            yield writer
+        except Exception as error:
+            if writer.failure is None or error is writer.failure:
+                raise
+            raise writer.failure from error
 
 
 _Writer = TypeVar("_Writer", bound=DurableWriter)
@@ -306,11 +325,22 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_written(path: Path, sha256: str) -> None:
+    """OSError where the disk gives back other bytes of a durable file than those with this SHA-256."""
+    if reread_sha256(path) != sha256:
+        raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+
+
 def reread_sha256(path: Path) -> str:
     """Hex SHA-256 of a durable file as its disk gives it back: what memory holds of it is dropped first."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_bytes(path: Path) -> int:

@@ -71,6 +71,8 @@ def test_a_full_disk_and_a_forbidden_path_are_told_apart_and_other_errors_are_no
     assert "/a/b: Permission denied" in (os_errors.mistake(PermissionError(errno.EACCES, "no", "/a/b")) or "")
     assert "/final" in (os_errors.mistake(OSError(errno.EISDIR, "no", "/final.x.partial", None, "/final")) or "")
     assert (os_errors.mistake(FileNotFoundError(errno.ENOENT, "no", partial_name(Path("/a/b.html")).as_posix())) or "").startswith("/a/b.html: No such")
+    unfinished = (partial_name(Path("/a/model")) / "weights").as_posix()
+    assert (os_errors.mistake(OSError(errno.EFBIG, "no", unfinished)) or "").startswith("/a/model/weights: File too large")
     assert os_errors.mistake(OSError(errno.EIO, "disk", "/a/b")) is None
     assert os_errors.mistake(OSError(errno.ENOENT, "which?")) is None
     assert os_errors.mistake(OSError("killed")) is None

@@ -44,11 +44,14 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, path in list_directories(run_dir) if (path / MARKER).is_file()]
 
 
-def seal(directory: Path, hashes: Mapping[str, str]) -> None:
-    """Write the file list of a finished directory, then its marker. `hashes` gives the SHA-256 of every file by relative name."""
+def seal(directory: Path, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Write the file list of a finished directory, then its marker; returns the SHA-256 of both. `hashes` gives that of every file by relative name."""
     listed = {name: {"bytes": (directory / name).stat().st_size, "sha256": sha256} for name, sha256 in sorted(hashes.items())}
-    files.write_file(directory / FILE_LIST, orjson.dumps({"schema_version": SCHEMA_VERSION, "files": listed}, option=orjson.OPT_INDENT_2))
-    files.write_file(directory / MARKER, files.sha256_file(directory / FILE_LIST).encode())
+    with files.hashed_file(directory / FILE_LIST) as file_list:
+        file_list.write(orjson.dumps({"schema_version": SCHEMA_VERSION, "files": listed}, option=orjson.OPT_INDENT_2))
+    with files.hashed_file(directory / MARKER) as marker:
+        marker.write(file_list.sha256.encode())
+    return {FILE_LIST: file_list.sha256, MARKER: marker.sha256}
 
 
 def verify_checkpoint(directory: Path) -> list[str]:
@@ -104,14 +107,29 @@ def newest_verified(run_dir: Path) -> tuple[int, Path] | None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), division, extra."""
-    record = orjson.loads(files.require_file(Path(directory) / RECORD, "the record of a checkpoint").read_bytes())
+    """checkpoint.json of a checkpoint: schema_version, shape, precision, optimizer (its summary, or null), division, extra.
+
+    UserError where it is missing, damaged or of another version.
+    """
+    path = files.require_file(Path(directory) / RECORD, "the record of a checkpoint")
+    try:
+        record = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserError(_damaged(path, f"is not valid JSON ({error})")) from error
+    if not isinstance(record, dict):
+        raise UserError(_damaged(path, "holds no object"))
     if record.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{directory} was written with checkpoint schema {record.get('schema_version')!r}, and this version reads {SCHEMA_VERSION}. "
             "Use the version of megatron-exp that wrote it."
         )
+    if missing := sorted({"shape", "precision", "optimizer", "extra"} - record.keys()):
+        raise UserError(_damaged(path, f"lacks {', '.join(missing)}"))
     return record
+
+
+def _damaged(record: Path, found: str) -> str:
+    return f"{record} {found}, so it is damaged. Restore it from a copy, or use another checkpoint (`train --resume auto` finds the newest sound one)."
 
 
 def fingerprint_of(directory: Path) -> str:
@@ -135,8 +153,14 @@ def record_bytes(
 
 
 def is_portable(directory: Path) -> bool:
-    """Whether every layout can go on from a checkpoint. Its weights alone always load anywhere."""
-    return not (directory / RECORD).is_file() or read_record(directory).get("division") is None
+    """Whether every layout can go on from a checkpoint; none can where its record cannot be read. Its weights alone always load anywhere."""
+    if not (directory / RECORD).is_file():
+        return True
+    try:
+        return read_record(directory).get("division") is None
+    except UserError as error:
+        logger.warning("No run can go on from %s: %s", directory, error)
+        return False
 
 
 def newest_portable(run_dir: Path) -> Path | None:

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import math
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,10 +131,21 @@ def write_weights(
     num_bytes = {name: math.prod(size) * dtype.itemsize for name, size in sizes.items()}
     placed = _place(num_bytes, shard_bytes)
     for file, group in itertools.groupby(tensors, key=lambda pair: placed[pair[0]]):
-        save_file(dict(group), directory / file, metadata={"format": "pt"})
+        _save(dict(group), directory / file)
     if set(placed.values()) != {SINGLE}:
         index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": placed}
         files.write_file(directory / INDEX, orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """One file; an error of the disk is raised as what it is, which the library puts into words."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _place(num_bytes: Mapping[str, int], shard_bytes: int) -> dict[str, str]:

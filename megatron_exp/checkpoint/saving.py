@@ -11,7 +11,7 @@ from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.state import content_metadata, division_of, state_of
 from megatron_exp.checkpoint.storage import Outcome, PartialCheckpoint
 from megatron_exp.display.numbers import size
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.optimizer import Optimizer, OptimizerSummary, data_parallel_group
 from megatron_exp.parallel.agreement import on_main
@@ -49,7 +49,8 @@ class SavingCheckpoint:
             in_background: the caller may change the weights before `finish`, so a copy of the state is written.
 
         Raises:
-            UserError: where the directory exists, or the state is not finite.
+            UserError: where the directory exists, the state is not finite, or the disk is full.
+            InterruptedRunError: where the disk is faulty.
         """
         self.directory = Path(directory)
         self._layout = layout = model.layout
@@ -60,8 +61,7 @@ class SavingCheckpoint:
             dataclasses.asdict(model.shape), model.precision, summary._asdict() if summary else None, extra, division
         )
         with contextlib.ExitStack() as stack:
-            durable = files.durable_directory(self.directory)
-            self._partial = Path(on_main(layout, lambda: str(stack.enter_context(durable))))
+            self._partial = Path(on_main(layout, lambda: self._begin(stack)))
             state = state_of(model, optimizer, division is None, is_loading=False)
             spread_over = None if division is None else data_parallel_group()
             self._files = PartialCheckpoint(
@@ -78,31 +78,44 @@ class SavingCheckpoint:
         """Wait until every part is written and read back, then seal the checkpoint and give it its name.
 
         Raises:
-            UserError: where a disk is full or faulty, on any rank; nothing of the checkpoint remains then.
+            UserError: where a disk or quota is full, on any rank; nothing of the checkpoint remains then.
+            InterruptedRunError: likewise, where a disk is faulty.
         """
         with self._stack:
             outcomes = self._files.gather()
-            errors = [f"rank {rank}: {outcome.error}" for rank, outcome in enumerate(outcomes) if outcome.error]
-            if errors:
-                raise self._failure("; ".join(errors))
+            failed = {f"rank {rank}: {outcome.error}": outcome.is_full for rank, outcome in enumerate(outcomes) if outcome.error}
+            if failed:
+                raise self._failure("; ".join(failed), all(failed.values()))
             on_main(self._layout, lambda: self._complete(outcomes))
+
+    def _begin(self, stack: contextlib.ExitStack) -> str:
+        try:
+            return str(stack.enter_context(files.durable_directory(self.directory)))
+        except OSError as error:
+            raise self._failure(str(error), files.is_full(error)) from error
 
     def _complete(self, outcomes: list[Outcome]) -> None:
         try:
             with self._stack:
-                hashes = self._files.complete(outcomes)
+                ranks = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}  # read back by then
+                here = self._files.complete(outcomes)
                 with files.hashed_file(self._partial / catalogue.RECORD) as record:
                     record.write(self._record)
-                catalogue.seal(self._partial, {**hashes, catalogue.RECORD: record.sha256})
+                here[catalogue.RECORD] = record.sha256
+                here |= catalogue.seal(self._partial, ranks | here)
+                for name, sha256 in here.items():
+                    files.require_written(self._partial / name, sha256)
         except OSError as error:
-            raise self._failure(str(error)) from error
+            raise self._failure(str(error), files.is_full(error)) from error
 
-    def _failure(self, what: str) -> UserError:
-        return UserError(
+    def _failure(self, what: str, is_full: bool) -> UserError | InterruptedRunError:
+        """The user makes room; a disk that fails otherwise is no mistake of theirs, and another start, perhaps on another node, goes on."""
+        told = (
             f"The checkpoint {self.directory} could not be written ({what}); {size(files.free_bytes(self.directory))} are free on its disk. Nothing of it "
-            "remains, and the checkpoints before it are as they were. Free space or mend the disk, then give the same command again: it goes on from the "
-            "newest one."
+            "remains, and the checkpoints before it are as they were."
         )
+        again = "give the same command again: it goes on from the newest one."
+        return UserError(f"{told} Free space, then {again}") if is_full else InterruptedRunError(f"{told} If the disk is in order, {again}")
 
 
 def _require_finite(directory: Path, summary: OptimizerSummary | None) -> None:

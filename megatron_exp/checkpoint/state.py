@@ -107,7 +107,8 @@ def division_of(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
     parts: list[Any] = [None] * layout.world_size
     dist.all_gather_object(parts, (layout.pp_rank, layout.tp_rank, optimizer.buckets))
     distinct = sorted({(pp, tp): buckets for pp, tp, buckets in parts}.items())
-    return {"tp": layout.tp_size, "pp": layout.pp_size, "buckets": fingerprint.of_json([[*place, buckets] for place, buckets in distinct])}
+    degrees = {"tp": layout.tp_size, "pp": layout.pp_size, "virtual": layout.virtual_size}
+    return {**degrees, "buckets": fingerprint.of_json([[*place, buckets] for place, buckets in distinct])}
 
 
 def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimizer, layout: Layout) -> None:
@@ -117,7 +118,7 @@ def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimiz
             "with its weights: `train MANIFEST --from CHECKPOINT --out RUN`."
         )
     stored, here = record.get("division"), division_of(optimizer, layout)
-    if stored is None or stored == here:
+    if stored is None or all(here[name] == value for name, value in stored.items()):
         return
     portable = catalogue.newest_portable(directory.parent.parent)
     there = [path for _, path in catalogue.list_directories(directory.parent.parent)]
@@ -129,10 +130,14 @@ def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimiz
         else "The run has none that any layout can load. Use the old layout"
     )
     raise UserError(
-        f"The optimizer state in {directory} was written in parallel at tp {stored['tp']}, pp {stored['pp']} and loads only there (with any number of "
-        f"replicas whose gradient buckets agree); here are tp {here['tp']}, pp {here['pp']}. {remedy}: a stop by SIGTERM "
+        f"The optimizer state in {directory} was written in parallel at {_degrees(stored)} and loads only there (with any number of "
+        f"replicas whose gradient buckets agree); here are {_degrees(here)}. {remedy}: a stop by SIGTERM "
         "then leaves a portable one, and so does every training.checkpoint.portable_every. Weights alone (eval, convert) load anywhere."
     )
+
+
+def _degrees(division: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {division[name]}" for name in division if name != "buckets")
 
 
 def _check_model(directory: Path, record: dict[str, Any], model: LanguageModel) -> None:

@@ -6,7 +6,6 @@ writes what, and a thread of each rank writes its file, hashes it meanwhile and 
 """
 
 import contextlib
-import errno
 import io
 import queue
 from collections.abc import Iterator
@@ -34,11 +33,12 @@ _BACKEND, _VERSION = "torch_dist", 1
 
 
 class Outcome(NamedTuple):
-    """What one rank wrote: SHA-256 by file name, and where each item lies; or the error it met, as text."""
+    """What one rank wrote: SHA-256 by file name, and where each item lies; or the error it met, as text, and whether that was a full disk."""
 
     hashes: dict[str, str]
     items: list[Any]
     error: str | None
+    is_full: bool = False
 
 
 class PartialCheckpoint:
@@ -79,7 +79,7 @@ class PartialCheckpoint:
         """Wait for all ranks (collective): what each wrote, in order of ranks."""
         assert self._writing is not None
         error = self._writing.exception()
-        mine = Outcome({}, [], f"{type(error).__name__}: {error}") if error else self._writing.result()
+        mine = Outcome({}, [], f"{type(error).__name__}: {error}", files.is_full(error)) if error else self._writing.result()
         outcomes: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(outcomes, mine)
         if error and not isinstance(error, OSError):
@@ -87,16 +87,11 @@ class PartialCheckpoint:
         return outcomes
 
     def complete(self, outcomes: list[Outcome]) -> dict[str, str]:
-        """Write what belongs to no rank, on the main one; returns the SHA-256 of every file."""
-        hashes = {name: sha256 for outcome in outcomes for name, sha256 in outcome.hashes.items()}
-        with files.hashed_file(self._directory / COMMON_STATE_FNAME) as common:
-            torch.save(self._common, cast(IO[bytes], common))
-        with files.hashed_file(self._directory / CONFIG_FNAME) as config:
-            config.write(orjson.dumps(asdict(CheckpointingConfig(_BACKEND, _VERSION))))
-        through = _Through()
+        """Write what belongs to no rank, on the main one; returns the SHA-256 of every file written here."""
+        through = Through()
         self._writer.fs, self._writer.sync_files = through, False  # `files` syncs
         self._writer.finish(self._metadata, [outcome.items for outcome in outcomes])
-        return hashes | through.hashes | {COMMON_STATE_FNAME: common.sha256, CONFIG_FNAME: config.sha256}
+        return through.hashes | write_common(self._directory, self._common)
 
     def _write(self) -> Outcome:
         hashes, items = {}, []
@@ -105,8 +100,7 @@ class PartialCheckpoint:
                 for item, content in chain(objects, tensors):
                     data = content.cpu() if isinstance(content, torch.Tensor) else content
                     items.append(_write_item(self._writer.transforms, cast(io.IOBase, file), data, item, name, SerializationFormat.TORCH_SAVE))
-            if files.reread_sha256(Path(path)) != file.sha256:
-                raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+            files.require_written(Path(path), file.sha256)
             hashes[name] = file.sha256
         return Outcome(hashes, items, None)
 
@@ -121,8 +115,17 @@ class _Planning(TorchDistSaveShardedStrategy):
         return writer, planned[1]
 
 
-class _Through(FileSystem):
-    """PyTorch's file system for the one file it writes itself, .metadata: through `files`, and hashed."""
+def write_common(directory: Path, common: dict[str, Any]) -> dict[str, str]:
+    """Write what belongs to no tensor, and the name of the format; returns the SHA-256 of both files."""
+    with files.hashed_file(directory / COMMON_STATE_FNAME) as state:
+        torch.save(common, cast(IO[bytes], state))
+    with files.hashed_file(directory / CONFIG_FNAME) as config:
+        config.write(orjson.dumps(asdict(CheckpointingConfig(_BACKEND, _VERSION))))
+    return {COMMON_STATE_FNAME: state.sha256, CONFIG_FNAME: config.sha256}
+
+
+class Through(FileSystem):
+    """PyTorch's file system for what it writes itself: through `files`, and hashed."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter, save
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_exp.checkpoint.storage import Through, write_common
 
 
 class Place(NamedTuple):
@@ -92,9 +94,14 @@ def write_tensors(
         empty: names of objects without content.
         common: what belongs to no tensor.
     """
-    save({}, storage_writer=FileSystemWriter(directory), planner=_OneByOne(tensors, dtype, empty), no_dist=True)
-    torch.save(common, directory / "common.pt")
-    save_config(CheckpointingConfig("torch_dist", 1), str(directory))
+    writer = FileSystemWriter(directory, sync_files=False)  # `files` syncs
+    writer.fs = Through()
+    try:
+        save({}, storage_writer=writer, planner=_OneByOne(tensors, dtype, empty), no_dist=True)
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from error
+    write_common(directory, common)
 
 
 class _OneByOne(DefaultSavePlanner):

@@ -31,6 +31,9 @@ def to_hf(
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights; default: that of the run's corpus.")] = None,
 ) -> None:
     """Write the weights of a checkpoint, stored in any layout, as a Hugging Face model."""
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.checkpoint.convert import to_huggingface
 
     converted = to_huggingface(source, target, precision=dtype, shard_bytes=shard_size, tokenizer=tokenizer)
@@ -43,6 +46,9 @@ def from_hf(
     dtype: _Dtype = None,
 ) -> None:
     """Write the weights of a Hugging Face OLMo-2 model as a checkpoint that loads in any layout. It has no optimizer state."""
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.checkpoint.convert import from_huggingface
 
     _show(from_huggingface(source, target, precision=dtype), "There is none beside the model.")

@@ -51,6 +51,9 @@ def cpdt(
         return
     if from_ is None or out is None:
         raise UserError("cpdt needs --from CHECKPOINT and --out DIR (or --plan, to see what it would cost).")
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.dependence.run import Settings
 
     settings = Settings(

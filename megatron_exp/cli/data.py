@@ -107,6 +107,9 @@ def plan(
         ),
     ] = None,
     reference_step: Annotated[int | None, typer.Option(help="State of the reference; default: its newest checkpoint.")] = None,
+    reference_precision: Annotated[
+        Literal["fp32", "bf16", "fp8"] | None, typer.Option(help="What the reference is computed in; default: what it was trained in.")
+    ] = None,
     power: Annotated[bool, typer.Option("--power", help="Also print what every primary outcome could detect, and the bill.")] = False,
     backend: Annotated[
         Literal["auto", "gigatoken", "reference"], typer.Option(help="How texts of experiments are encoded; a choice of speed.")
@@ -124,7 +127,7 @@ def plan(
 
     older = Manifest.open(diff) if diff else None
     loaded = load_config(config, set_)
-    with opened_reference(reference, reference_step, loaded) as (model, plans):
+    with opened_reference(reference, reference_step, loaded, reference_precision) as (model, plans):
         if not plans:
             return
         manifest = go(loaded, out, Manifest.open(extends) if extends else None, base_rates, model, backend=backend)

@@ -66,11 +66,13 @@ def _megatron() -> Finding:
 
 
 def _transformer_engine() -> Finding:
-    from megatron_exp.model.precision import INSTALL_ENGINE, engine_version, is_tested_engine
+    from megatron_exp.model.precision import INSTALL_ENGINE, describe_fault, engine_fault, engine_version, is_tested_engine
 
-    version = engine_version()
+    version, fault = engine_version(), engine_fault()
     if version is None:
         return Finding("Transformer Engine", False, f"not installed; needed for FP8 and the fused layers on GPUs: {INSTALL_ENGINE}")
+    if fault is not None:
+        return Finding("Transformer Engine", False, describe_fault(fault))
     tested = is_tested_engine(version)
     return Finding("Transformer Engine", tested, version if tested else f"{version}, but 2.9 up to, not including, 2.12 is wanted")
 
@@ -86,6 +88,10 @@ def _apex() -> Finding:
         return Finding(
             "apex", False, "not installed; optional, only from NVIDIA's source (the package of that name on the index is unrelated)"
         )
+    from megatron_exp.model.precision import engine_fault
+
+    if engine_fault() is not None:
+        return Finding("apex", False, f"{version}; it is not tried, since megatron-core does not start with this Transformer Engine")
     from megatron_exp.model.olmo2 import has_fused_gradient_sums
 
     if has_fused_gradient_sums():
@@ -102,7 +108,7 @@ def _fp8() -> Finding:
     engine = _transformer_engine().available
     missing = [
         reason
-        for reason, there in (("the GPU is older than compute capability 8.9", capable), ("Transformer Engine is missing", engine))
+        for reason, there in (("the GPU is older than compute capability 8.9", capable), ("Transformer Engine is missing or unusable", engine))
         if not there
     ]
     return Finding("FP8", not missing, "; ".join(missing) or "hardware and Transformer Engine are there")

@@ -16,12 +16,13 @@ _REMEDIES = {
     errno.EEXIST: "Something of that name is there already: choose another name, or remove it first.",
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: "Choose a place that takes files of this size, or raise the limit (`ulimit -f`).",
 }
-_PARTIAL = re.compile(r"(\.[0-9a-f]{12}-\d+-[0-9a-f]{8})?\.partial$")
-"""Ending of the name that a file has until it is whole (`files.partial_name`); the user knows it without."""
+_PARTIAL = re.compile(r"(\.[0-9a-f]{12}-\d+-[0-9a-f]{8})?\.partial(?=/|$)")
+"""Ending of the name that a file or folder has until it is whole (`files.partial_name`); the user knows it without."""
 
-_WITHOUT_PATH = {errno.ENOSPC, errno.EDQUOT}
-"""The system says of an open file that the disk is full, and does not say of which file."""
+_WITHOUT_PATH = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""The system says of an open file that the disk is full, or the file too large, and does not say of which file."""
 
 
 def mistake(error: OSError) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
@@ -13,25 +14,32 @@ from megatron_exp.shards.corpus import Corpus
 
 
 @contextlib.contextmanager
-def opened_reference(path: Path | None, step: int | None, config: Config) -> Iterator[tuple[Reference | None, bool]]:
+def opened_reference(
+    path: Path | None, step: int | None, config: Config, precision: Literal["fp32", "bf16", "fp8"] | None = None
+) -> Iterator[tuple[Reference | None, bool]]:
     """(the reference, whether this process plans). Of several processes one plans, and the others have served it when they get here.
 
     PATH may be a run, a checkpoint, a Hugging Face directory, or a manifest (or its reference.parquet) whose recorded answers are to be used again,
     without a model.
     """
     if path is None:
-        if step is not None:
-            raise UserError("--reference-step names a state of --reference, which was not given. Give both.")
+        if step is not None or precision is not None:
+            raise UserError("--reference-step and --reference-precision say how --reference is asked, which was not given. Give both.")
         yield None, True
     elif recorded := _recorded(path):
         if step is not None:
             raise UserError(f"{path} holds the answers of one state. Leave --reference-step out.")
+        if precision is not None:
+            raise UserError(f"{path} holds answers, which are not computed again. Leave --reference-precision out.")
         yield Reference.recorded_in(recorded), True
     else:
+        from megatron_exp.model.precision import require_engine
+
+        require_engine()
         from megatron_exp.scoring.reference import find_reference, loaded
 
         corpus = Corpus.open(config.corpus.path)
-        found = find_reference(path, step, config, corpus)
+        found = find_reference(path, step, config, corpus, precision)
         with loaded(path, found, corpus) as model:
             if not model.plans:
                 model.serve()

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,9 @@ def train(
 ) -> None:
     """Train on the manifest (or its baseline). Exit code 75: stopped by a signal after a checkpoint, start again to continue."""
     _share_among(processes)
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.training.train import train as go
 
     code = go(
@@ -84,6 +87,9 @@ def evaluate(
     judge: Annotated[
         Path | None, typer.Option(help="Hugging Face directory of a model that judges written text; default: the twin.")
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp8"] | None, typer.Option(help="What checkpoints are computed in; default: what their run was trained in.")
+    ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel processes for each copy of the model, for one that no GPU holds alone.")] = 1,
     pp: Annotated[int, typer.Option(min=1, help="Pipeline stages of each copy of the model.")] = 1,
     processes: Annotated[
@@ -94,6 +100,9 @@ def evaluate(
     if model is not None and (tp, pp, processes) != (1, 1, 1):
         raise UserError("`eval --model HF_DIR` runs in one process. Leave out --processes, --tp and --pp.")
     _share_among(processes)
+    from megatron_exp.model.precision import require_engine
+
+    require_engine()
     from megatron_exp.config.schema import ParallelConfig
     from megatron_exp.evaluation import evaluate as go
     from megatron_exp.evaluation import evaluate_model
@@ -101,13 +110,14 @@ def evaluate(
 
     shared: dict[str, Any] = {"experiments": experiment or None, "overwrite": overwrite, "command": sys.argv, "judge": judge}
     if model is not None:
-        if run is not None or against is not None or steps is not None or manifest is None or out is None:
-            raise UserError("`eval --model HF_DIR` takes --manifest MANIFEST and --out DIR, and neither a run, --against nor --steps.")
+        if manifest is None or out is None or any(one is not None for one in (run, against, steps, precision)):
+            raise UserError("`eval --model HF_DIR` takes --manifest MANIFEST and --out DIR, and neither a run, --against, --steps nor --precision.")
         directory = evaluate_model(model, manifest, out, **shared)
     elif run is None:
         raise UserError("`eval` needs a RUN directory, or --model HF_DIR with --manifest MANIFEST and --out DIR.")
     else:
-        directory = go(run, against=against, states=_states(steps) if steps else None, parallel=ParallelConfig(tp=tp, pp=pp), **shared)
+        states, parallel = _states(steps) if steps else None, ParallelConfig(tp=tp, pp=pp)
+        directory = go(run, against=against, states=states, parallel=parallel, precision=precision, **shared)
     if launched_rank() == 0:
         print_verdicts(directory)
 

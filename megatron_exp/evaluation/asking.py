@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.errors import UserError
@@ -19,6 +20,7 @@ from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
 from megatron_exp.manifest.schema import PROBES
 from megatron_exp.model.build import LanguageModel, build_model
+from megatron_exp.model.precision import Precision
 from megatron_exp.model.presets import ModelShape
 from megatron_exp.parallel.layout import Layout
 from megatron_exp.scoring.engine import Scorer, fp32_scorer
@@ -36,7 +38,8 @@ RECORDED_NAME = "probes.parquet"
 class Examiner:
     """Asks any number of subjects. All processes of `layout` ask together.
 
-    The model is built once and refilled from checkpoint to checkpoint, as long as shape and precision stay the same.
+    The model is built once and refilled from checkpoint to checkpoint, as long as shape and precision stay the same. precision: what all are computed
+    in; None: each in what it was trained in.
     """
 
     manifest: Manifest
@@ -44,6 +47,7 @@ class Examiner:
     stream: Stream
     layout: Layout
     units: Units | None = None
+    precision: Precision | None = None
     _built: LanguageModel | None = None
 
     def ask(self, subject: Subject, final_states: list[int]) -> list[pa.Table]:
@@ -66,18 +70,20 @@ class Examiner:
             logger.info("the %s in state %d has answered already", subject.label, state)
             return kept
         logger.info("asking the %s in state %d: %d probes", subject.label, state, len(rows))
-        answers = stamped(self._answers(self.loaded(subject, state), chosen), subject.label, state)
+        answers = stamped(self._answers(self.loaded(subject, state), chosen, trained_in(subject)), subject.label, state)
         if self.units:
             self.units.keep(subject.label, state, numbers, answers)
         return answers
 
-    def _answers(self, model: LanguageModel, probes: pa.Table) -> pa.Table:
-        """Gradients are computed in fp32, whatever the model was trained in; all else in its own precision."""
+    def _answers(self, model: LanguageModel, probes: pa.Table, trained: Precision) -> pa.Table:
+        """Gradients are computed in fp32, with noise rounded as in training; all else in the model's precision."""
         is_gradient = pc.equal(probes["ask"].cast(pa.string()), _GRADIENT)
-        if model.precision == "fp32" or not pc.any(is_gradient).as_py():
+        if model.precision == trained == "fp32" or not pc.any(is_gradient).as_py():
             return score_probes(Scorer(model), probes, self.manifest, self.stream)
-        exact = score_probes(fp32_scorer(model), probes.filter(is_gradient), self.manifest, self.stream)
-        return pa.concat_tables([score_probes(Scorer(model), probes.filter(pc.invert(is_gradient)), self.manifest, self.stream), exact])
+        exact = Scorer(model) if model.precision == "fp32" else fp32_scorer(model)
+        exact.noise_dtype = torch.float32 if trained == "fp32" else torch.bfloat16
+        gradients = score_probes(exact, probes.filter(is_gradient), self.manifest, self.stream)
+        return pa.concat_tables([score_probes(Scorer(model), probes.filter(pc.invert(is_gradient)), self.manifest, self.stream), gradients])
 
     def _live(self, subject: Subject, asked: Questions) -> pa.Table:
         """What training recorded. Another manifest's records answer other questions, even where they carry the same names.
@@ -91,15 +97,20 @@ class Examiner:
 
     def loaded(self, subject: Subject, state: int) -> LanguageModel:
         """The subject's model in one state, until the next call."""
-        training = subject.record.record["config"]["training"]
+        precision = self.precision or trained_in(subject)
         numbers = subject.record.record["model"]
         shape = ModelShape(**{field.name: numbers[field.name] for field in dataclasses.fields(ModelShape)})
-        if self._built is None or (self._built.shape, self._built.precision) != (shape, training["precision"]):
+        if self._built is None or (self._built.shape, self._built.precision) != (shape, precision):
             self._built = None  # before the next one is built: both may not fit
-            seed = subject.record.record["config"]["seeds"]["init"]
-            self._built = build_model(shape, self.layout, training["precision"], seed, training["fp8_recipe"])
+            config = subject.record.record["config"]
+            self._built = build_model(shape, self.layout, precision, config["seeds"]["init"], config["training"]["fp8_recipe"])
         load_checkpoint(subject.checkpoints[state], self._built, None)
         return self._built
+
+
+def trained_in(subject: Subject) -> Precision:
+    """The precision of the run that made the model."""
+    return subject.record.record["config"]["training"]["precision"]
 
 
 def read_recorded(run_dir: Path) -> pa.Table:

@@ -11,12 +11,13 @@ from megatron_exp.checkpoint.distance import weight_distance
 from megatron_exp.config.schema import ParallelConfig
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation import output
-from megatron_exp.evaluation.asking import Examiner
+from megatron_exp.evaluation.asking import Examiner, trained_in
 from megatron_exp.evaluation.judging import JUDGE, Judge, judged, open_judge
 from megatron_exp.evaluation.results import score_experiments
 from megatron_exp.evaluation.subjects import Subject, checked_names, checked_states, open_reference, open_run
 from megatron_exp.evaluation.units import Units
 from megatron_exp.manifest.reader import Manifest
+from megatron_exp.model.precision import Precision
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.scoring.engine import Scorer
 from megatron_exp.scoring.responses import responses_table
@@ -35,6 +36,7 @@ def evaluate(
     command: Sequence[str] = (),
     judge: Path | None = None,
     parallel: ParallelConfig | None = None,
+    precision: Precision | None = None,
 ) -> Path:
     """Score the experiments of a run and write RUN/evals/step-XXXXXXXX, named after the last state.
 
@@ -49,6 +51,7 @@ def evaluate(
         judge: a Hugging Face directory whose model judges what was written, in the place of the twin.
         parallel: how the processes share a copy of the model; copies share the questions. Default: each process holds a copy. No layout
             changes what is asked; floating-point sums may differ in their last digits.
+        precision: what checkpoints are computed in. Default: what each run was trained in, which FP8 leaves to a few GPUs.
 
     Returns:
         The directory. Where it holds results of the same inputs already, nothing is computed.
@@ -60,7 +63,9 @@ def evaluate(
     subjects = [run] if against is None else [run, open_reference(run, against)]
     wanted = checked_states(run, states)
     names = checked_names(manifest, experiments)
-    inputs = output.inputs_record(manifest, subjects, wanted, names, judge)
+    if {trained_in(subject) for subject in subjects} == {precision}:
+        precision = None
+    inputs = output.inputs_record(manifest, subjects, wanted, names, judge, precision)
     directory = output.evaluation_path(run.record.path, wanted[-1])
     if output.existing(directory, inputs, overwrite=overwrite):
         logger.info("%s holds these results already", directory)
@@ -68,7 +73,7 @@ def evaluate(
     layout = start_parallel(parallel or ParallelConfig())
     try:
         units = Units(directory, inputs, writes=layout.is_main)
-        responses = _responses(manifest, subjects, wanted, names, layout, judge, units)
+        responses = _responses(manifest, subjects, wanted, names, layout, judge, units, precision)
         if layout.is_main:
             results = score_experiments(manifest, names, responses, wanted[-1])
             record = output.results_record(manifest, subjects, inputs, responses, results, command)
@@ -89,12 +94,13 @@ def _responses(
     layout: Layout,
     judge: Path | None,
     units: Units,
+    precision: Precision | None,
 ) -> pa.Table:
     corpus = Corpus.open(manifest.corpus_path)
     manifest.check_corpus(corpus)
     probes = manifest.probes()
     probes = probes.filter(pc.is_in(probes["experiment"].cast(pa.string()), value_set=pa.array(names, pa.string())))
-    examiner = Examiner(manifest, probes, manifest.open_stream(corpus), layout, units)
+    examiner = Examiner(manifest, probes, manifest.open_stream(corpus), layout, units, precision)
     parts: list[pa.Table] = []
     for subject in subjects:
         newest = subject.newest

@@ -30,10 +30,16 @@ def evaluation_path(run_dir: Path, state: int) -> Path:
 
 
 def inputs_record(
-    manifest: Manifest, subjects: Sequence[Subject], states: list[int], experiments: Sequence[str], judge: Path | None = None
+    manifest: Manifest,
+    subjects: Sequence[Subject],
+    states: list[int],
+    experiments: Sequence[str],
+    judge: Path | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
-    """Fingerprints of everything the results follow from: equal inputs give equal bytes."""
+    """Fingerprints of everything the results follow from: equal inputs give equal bytes. `precision`: where it is not that of training."""
     return {
+        **({"precision": precision} if precision else {}),
         **({"judge": str(Path(judge).resolve())} if judge else {}),
         "package_version": __version__,
         "manifest": manifest.fingerprint,

@@ -19,7 +19,7 @@ class Units:
     def __init__(self, evaluation: Path, inputs: dict[str, Any], writes: bool):
         """inputs: what the whole evaluation follows from. writes: whether this process is the one that writes."""
         self.directory = evaluation.with_name(f"{evaluation.name}.units")
-        self._common = {name: inputs[name] for name in ("package_version", "manifest")}
+        self._common = {name: inputs[name] for name in ("package_version", "manifest", "precision") if name in inputs}
         self._models, self._writes = inputs["models"], writes
         self._found = {path.name for path in self.directory.glob("*.parquet")}
 

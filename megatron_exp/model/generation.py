@@ -7,10 +7,8 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.precision import positions_multiple
 from megatron_exp.model.scoring import reading
-
-_FP8_ROWS = 16
-"""FP8 products need this multiple of rows, and a decoding step has one position for each."""
 
 
 def keeps_keys(model: LanguageModel) -> bool:
@@ -33,7 +31,8 @@ class CachedReader:
     def __init__(self, model: LanguageModel, num_rows: int, max_positions: int):
         assert keeps_keys(model)
         self._model = model
-        self._num_padding = -num_rows % _FP8_ROWS if model.precision == "fp8" else 0
+        # A decoding step has one position for each row.
+        self._num_padding = -num_rows % positions_multiple(model.fp8_recipe, model.layout) if model.fp8_recipe else 0
         self._read = StaticInferenceContext(num_rows + self._num_padding, max_positions)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

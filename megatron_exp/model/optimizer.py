@@ -91,6 +91,14 @@ class Optimizer:
                 values["step"] = values["step"].clone()
         self._apply_config()
 
+    @torch.no_grad()
+    def take_weights(self, stored: Mapping[torch.nn.Parameter, torch.Tensor]) -> None:
+        """Take over this rank's share of fp32 weights as the ones that are updated; `stored` holds those of every parameter of this rank's model."""
+        for part in self._megatron.chained_optimizers:
+            for parameter, (group, place) in part.model_param_group_index_map.items():
+                share = part._get_model_param_range_map(parameter)["param"]
+                part.optimizer.param_groups[group]["params"][place].copy_(stored[parameter].view(-1)[share.start : share.end])
+
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of this rank, with their settings and, in some implementations, their step counter."""
         return [group for part in self._megatron.chained_optimizers for group in part.optimizer.param_groups]

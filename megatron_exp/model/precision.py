@@ -3,6 +3,8 @@
 megatron-core accepts FP8 without Transformer Engine and then ignores it, and fails in the middle of a step where a size does not fit.
 """
 
+import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import re
@@ -25,21 +27,28 @@ ENGINE_VERSIONS = ((2, 9), (2, 12))
 INSTALL_ENGINE = "pip install --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12'"
 
 
+_TRAINED = "A model that is trained already is asked in another precision with `eval --precision` or `plan --reference-precision`."
+
+
 class _Recipe(NamedTuple):
-    """lowest, highest: compute capability that has it, highest excluded. multiple: of every side of a product. needs: in words."""
+    """lowest, highest: compute capability that has it, highest excluded. needs: in words.
+
+    multiple: of every side of a product. gathered: of both sides of what tensor-parallel ranks gather under sequence_parallel.
+    """
 
     lowest: tuple[int, int]
     highest: tuple[int, int]
     multiple: int
+    gathered: int
     needs: str
 
 
 _NEVER = (99, 0)
 RECIPES = {
-    "delayed": _Recipe((8, 9), _NEVER, 16, "an Ada, Hopper or Blackwell GPU (compute capability 8.9 or more)"),
-    "tensorwise": _Recipe((9, 0), _NEVER, 16, "a Hopper or Blackwell GPU (compute capability 9.0 or more)"),
-    "blockwise": _Recipe((9, 0), (10, 0), 16, "a Hopper GPU (compute capability 9.0)"),
-    "mxfp8": _Recipe((10, 0), _NEVER, 32, "a Blackwell GPU (compute capability 10.0 or more)"),
+    "delayed": _Recipe((8, 9), _NEVER, 16, 16, "an Ada, Hopper or Blackwell GPU (compute capability 8.9 or more)"),
+    "tensorwise": _Recipe((9, 0), _NEVER, 16, 16, "a Hopper or Blackwell GPU (compute capability 9.0 or more)"),
+    "blockwise": _Recipe((9, 0), (10, 0), 16, 128, "a Hopper GPU (compute capability 9.0)"),
+    "mxfp8": _Recipe((10, 0), _NEVER, 32, 32, "a Blackwell GPU (compute capability 10.0 or more)"),
 }
 
 
@@ -51,6 +60,39 @@ def engine_version() -> str | None:
         return importlib.metadata.version("transformer-engine")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+@functools.cache
+def engine_fault() -> Exception | None:
+    """Why the Transformer Engine that is installed does not load; None where it does, and where there is none."""
+    if engine_version() is None:
+        return None
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # noqa: BLE001 - what a library of another version raises is anything
+        return error
+    return None
+
+
+def require_engine() -> None:
+    """Called by every command that needs a model, before megatron-core is imported: it imports Transformer Engine in many places.
+
+    Raises:
+        UserError: where Transformer Engine is installed and does not load. On a machine without a GPU megatron-core does without it, if only
+            a library is missing there.
+    """
+    fault = engine_fault()
+    if fault is not None and (devices.has_cuda() or not isinstance(fault, ImportError)):
+        raise UserError(describe_fault(fault))
+
+
+def describe_fault(fault: Exception) -> str:
+    """Installed, but of no use, and what to do."""
+    told = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    return (
+        f"Transformer Engine {engine_version()} is installed but does not load ({told}), often because it was built for another PyTorch or CUDA. "
+        f"Reinstall it ({INSTALL_ENGINE}), or uninstall it to use PyTorch's layers."
+    )
 
 
 def is_tested_engine(version: str) -> bool:
@@ -77,7 +119,7 @@ def choose_implementation(layout: Layout, precision: Precision) -> Literal["torc
         missing = "no Transformer Engine is installed" if layout.device.type == "cuda" else "it computes on the CPU"
         raise UserError(
             f"training.precision is fp8, but FP8 needs an NVIDIA GPU of the Hopper generation or later and Transformer Engine, and on this machine {missing}. "
-            f"Install it on a GPU machine ({INSTALL_ENGINE}), or set training.precision to bf16 (fp32 on CPU)."
+            f"Install it on a GPU machine ({INSTALL_ENGINE}), or set training.precision to bf16 (fp32 on CPU). {_TRAINED}"
         )
     return "torch" if version is None else "transformer-engine"
 
@@ -89,14 +131,20 @@ def check_fp8(shape: ModelShape, layout: Layout, recipe: str) -> None:
     if not known.lowest <= capability < known.highest:
         raise UserError(
             f"training.fp8_recipe is {recipe}, which needs {known.needs}; this machine has {devices.describe_device(layout.device)} "
-            f"({capability[0]}.{capability[1]}). {_other_recipes(capability)}"
+            f"({capability[0]}.{capability[1]}). {_other_recipes(capability)} {_TRAINED}"
         )
     for what, number in fp8_sides(shape, layout).items():
-        if number % known.multiple:
+        multiple = positions_multiple(recipe, layout) if what in _GATHERED else known.multiple
+        if number % multiple:
             raise UserError(
-                f"training.precision fp8 with fp8_recipe {recipe} multiplies matrices whose sides are multiples of {known.multiple}, but {what} is {number} "
-                f"on each process. Change that size or degree, or set training.precision to bf16."
+                f"training.precision fp8 with fp8_recipe {recipe} multiplies matrices whose sides are multiples of {multiple}, but {what} is {number} "
+                f"on each process. Change that size or degree, or set training.precision to bf16. {_TRAINED}"
             )
+
+
+def positions_multiple(recipe: str, layout: Layout) -> int:
+    """The positions that one process holds of a sequence must be a multiple of this."""
+    return RECIPES[recipe].gathered if layout.sequence_parallel else RECIPES[recipe].multiple
 
 
 def _other_recipes(capability: tuple[int, int]) -> str:
@@ -104,16 +152,20 @@ def _other_recipes(capability: tuple[int, int]) -> str:
     return f"Set it to {' or '.join(possible)}." if possible else "Set training.precision to bf16."
 
 
+_HIDDEN, _LENGTH = "model.hidden", "geometry.sequence_length / training.parallel.cp (/ tp under sequence_parallel)"
+_GATHERED = {_HIDDEN, _LENGTH}
+
+
 def fp8_sides(shape: ModelShape, layout: Layout) -> dict[str, int]:
     """The sides of all products that run in FP8, on one process, named by the settings that make them."""
     qkv = (shape.hidden + 2 * shape.kv_width) // layout.tp_size
     length = shape.sequence_length // layout.cp_size // (layout.tp_size if layout.sequence_parallel else 1)
     return {
-        "model.hidden": shape.hidden,
+        _HIDDEN: shape.hidden,
         "model.hidden / training.parallel.tp": shape.hidden // layout.tp_size,
         "the width of queries, keys and values together (model.hidden, model.kv_groups; / training.parallel.tp)": qkv,
         "model.ffn / training.parallel.tp": shape.ffn // layout.tp_size,
-        "geometry.sequence_length / training.parallel.cp (/ tp under sequence_parallel)": length,
+        _LENGTH: length,
     }
 
 

@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_exp.model.build import LanguageModel
 from megatron_exp.model.fp8_scaling import preserved_scaling
 from megatron_exp.model.loss import is_most_likely, token_losses
+from megatron_exp.model.precision import positions_multiple
 from megatron_exp.model.step import from_last_stage, split_batch
 from megatron_exp.parallel.slices import batch_positions, embedding_positions, length_multiple
 
@@ -193,8 +194,8 @@ def _schedule(model: LanguageModel, call: _Call, use: Callable[..., Any], shape:
 
 
 def _padded_length(model: LanguageModel, length: int) -> int:
-    """The length that can be divided over ranks, and into the multiples of 16 that FP8 products need."""
-    multiple = length_multiple(model.layout) * (16 if model.precision == "fp8" else 1)
+    """The length that can be divided over ranks, and into the multiples that FP8 products need."""
+    multiple = length_multiple(model.layout) * (positions_multiple(model.fp8_recipe, model.layout) if model.fp8_recipe else 1)
     return -(-length // multiple) * multiple
 
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from megatron_exp.errors import InterruptedRunError, UserError
+from megatron_exp.parallel.launched import read_job
+
 _MODULES = (
     "utils",
     "models.common.embeddings.rotary_pos_embedding",
@@ -48,9 +51,19 @@ def has_cuda() -> bool:
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """The device of this process, made current: one GPU per process where there is CUDA, else the CPU."""
+    """The device of this process, made current: one GPU per process where there is CUDA, else the CPU.
+
+    Raises:
+        UserError: where there are fewer GPUs than processes; InterruptedRunError in a job of SLURM, which then starts it again, since
+            there a node has lost one of those that the job was given.
+    """
     if not has_cuda():
         return torch.device("cpu")
+    if local_rank >= (num_gpus := torch.cuda.device_count()):
+        raise (InterruptedRunError if read_job().job else UserError)(
+            f"At least {local_rank + 1} processes were started on this machine, and PyTorch sees {num_gpus} GPU{'s' * (num_gpus != 1)}, one for each process. "
+            "Start as many as there are GPUs (--processes, torchrun --nproc-per-node, or gpus_per_node of the cluster profile), or check CUDA_VISIBLE_DEVICES."
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

@@ -24,7 +24,7 @@ class ReferenceIdentity:
 
     fingerprint: of its weights. tokenizer: fingerprint of the tokenizer it reads. kind: `run` (a checkpoint of ours) or `huggingface`. state:
     updates done, None where nothing says it. relation: `twin` where everything but the insertions agrees with the run that is planned, else
-    `external`. differences: why it is no twin.
+    `external`. differences: why it is no twin. precision: what it was computed in, None where that is what it was trained in.
     """
 
     fingerprint: str
@@ -33,10 +33,12 @@ class ReferenceIdentity:
     state: int | None
     relation: str
     differences: tuple[str, ...] = ()
+    precision: str | None = None
 
     def record(self) -> dict[str, Any]:
         """JSON-able, for manifest.json and for the file of answers."""
-        return {**vars(self), "differences": list(self.differences)}
+        fields = {**vars(self), "differences": list(self.differences)}
+        return fields if self.precision else {name: value for name, value in fields.items() if name != "precision"}
 
 
 class Model(Protocol):

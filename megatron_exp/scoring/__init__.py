@@ -2,6 +2,6 @@
 
     probes of a manifest -> score_probes -> Scorer (packs by length, shares equal sequences) -> forward passes -> answers
 
-`scorer` holds the engine without a model, `engine` and `huggingface` the two kinds of models, `probes` the way from a manifest's
+`batched` holds the engine without a model, `engine` and `huggingface` the two kinds of models, `probes` the way from a manifest's
 probes to answers.
 """

@@ -20,6 +20,7 @@ from megatron_exp.errors import UserError
 from megatron_exp.fingerprint import of_json
 from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.identity import weights_identity
+from megatron_exp.model.precision import Precision
 from megatron_exp.model.presets import ModelShape, resolve_shape
 from megatron_exp.parallel.layout import Layout, start_parallel
 from megatron_exp.run_record import RECORD_NAME, RunRecord, pairing
@@ -33,10 +34,14 @@ _TWIN, _EXTERNAL = "twin", "external"
 
 
 class Found(NamedTuple):
-    """What lies at a path given as reference. fields: of `preparation.reference.ReferenceIdentity`. checkpoint: None for a Hugging Face model."""
+    """What lies at a path given as reference. fields: of `preparation.reference.ReferenceIdentity`. checkpoint: None for a Hugging Face model.
+
+    precision: what it is computed in, where that is not what it was trained in.
+    """
 
     fields: dict[str, Any]
     checkpoint: Path | None
+    precision: Precision | None = None
 
 
 class ReferenceModel:
@@ -92,7 +97,7 @@ class ReferenceModel:
         return getattr(self._scorer, name)(*arguments, *extra)
 
 
-def find_reference(path: Path, step: int | None, config: Config, corpus: Corpus) -> Found:
+def find_reference(path: Path, step: int | None, config: Config, corpus: Corpus, precision: Precision | None = None) -> Found:
     """What lies at `path`: a run (its newest checkpoint, or state `step`), a checkpoint, or a Hugging Face directory.
 
     Raises:
@@ -100,20 +105,25 @@ def find_reference(path: Path, step: int | None, config: Config, corpus: Corpus)
     """
     path = Path(path)
     if not (path / RECORD_NAME).is_file() and not (path / catalogue.RECORD).is_file() and (path / CONFIG_NAME).is_file():
+        if precision is not None:
+            raise UserError(f"--reference-precision is for checkpoints of runs, and {path} is a Hugging Face model. Leave it out.")
         return _huggingface(path, step)
     checkpoint = _checkpoint(path, step)
     catalogue.require_sound(checkpoint)
     run = _run_of(checkpoint)
     relation, differences = _relation(run, config, corpus) if run else (_EXTERNAL, ("it is no run of ours",))
+    record = catalogue.read_record(checkpoint)
+    other = precision if precision != record["precision"] else None
     fields = {
-        "fingerprint": of_json(["checkpoint", (checkpoint / catalogue.MARKER).read_text()]),
+        "fingerprint": of_json(["checkpoint", (checkpoint / catalogue.MARKER).read_text(), *([other] if other else [])]),
         "tokenizer": _tokenizer_of(checkpoint, run),
         "kind": "run",
-        "state": int(catalogue.read_record(checkpoint)["extra"]["step"]),
+        "state": int(record["extra"]["step"]),
         "relation": relation,
         "differences": differences,
+        "precision": other,
     }
-    return Found(fields, checkpoint)
+    return Found(fields, checkpoint, other)
 
 
 @contextlib.contextmanager
@@ -123,7 +133,9 @@ def loaded(path: Path, found: Found, corpus: Corpus) -> Iterator[ReferenceModel]
     layout = start_parallel(ParallelConfig())
     try:
         scorer = (
-            Scorer(_load(found.checkpoint, layout)) if found.checkpoint else HuggingFaceScorer.open(str(path), device=str(layout.device))
+            Scorer(_load(found.checkpoint, layout, found.precision))
+            if found.checkpoint
+            else HuggingFaceScorer.open(str(path), device=str(layout.device))
         )
         if tokenizer.vocabulary_size > scorer.vocabulary_size:
             raise UserError(
@@ -136,10 +148,10 @@ def loaded(path: Path, found: Found, corpus: Corpus) -> Iterator[ReferenceModel]
         layout.stop()
 
 
-def _load(checkpoint: Path, layout: Layout) -> LanguageModel:
+def _load(checkpoint: Path, layout: Layout, precision: Precision | None) -> LanguageModel:
     record, run = catalogue.read_record(checkpoint), _run_of(checkpoint)
     training = run.record["config"]["training"] if run else {"fp8_recipe": "tensorwise"}
-    model = build_model(ModelShape(**record["shape"]), layout, record["precision"], 0, training["fp8_recipe"])
+    model = build_model(ModelShape(**record["shape"]), layout, precision or record["precision"], 0, training["fp8_recipe"])
     load_checkpoint(checkpoint, model, None)
     return model
 

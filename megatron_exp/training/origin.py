@@ -13,7 +13,7 @@ from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.state import load_checkpoint
 from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.errors import UserError
-from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.build import LanguageModel, build_model
 from megatron_exp.model.optimizer import Optimizer, build_optimizer
 from megatron_exp.shards.corpus import Corpus
 
@@ -65,9 +65,26 @@ def choose_origin(run_dir: Path, record: dict[str, Any] | None, wanted: Path | N
 def load_origin(origin: Origin, model: LanguageModel, config: OptimizerConfig) -> Optimizer:
     """Give the model the weights of the checkpoint; the optimizer over them, with its state where it has one (collective)."""
     path = Path(origin.path)
-    if not origin.has_optimizer:
+    if origin.has_optimizer:
+        optimizer = build_optimizer(model, config)
+        load_checkpoint(path, model, optimizer)
+        return optimizer
+    if model.precision == "fp32" or catalogue.read_record(path)["precision"] != "fp32":
         load_checkpoint(path, model, None)  # before the optimizer copies the weights
         return build_optimizer(model, config)
+    return _with_exact_masters(path, model, config)
+
+
+def _with_exact_masters(path: Path, model: LanguageModel, config: OptimizerConfig) -> Optimizer:
+    """For a model in 16 bits: the optimizer's fp32 weights are those stored, which the model rounds, and not what is left after rounding."""
+    exact = build_model(model.shape, model.layout, "fp32", 0)
+    load_checkpoint(path, exact, None)
+    stored = {}
+    for chunk, wide in zip(model.chunks, exact.chunks, strict=True):
+        weights = dict(wide.named_parameters())
+        for name, parameter in chunk.named_parameters():
+            parameter.data.copy_(weights[name])
+            stored[parameter] = weights[name]
     optimizer = build_optimizer(model, config)
-    load_checkpoint(path, model, optimizer)
+    optimizer.take_weights(stored)
     return optimizer

@@ -91,6 +91,27 @@ def test_rotation_does_not_count_damaged_checkpoints(tmp_path):
     assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [2, 3, 4]
 
 
+RECORDS = {
+    "zeros": b"\0" * 40,
+    "no object": b"[]",
+    "a key lost": b'{"schema_version": 1, "extrb": {}}',
+    "another version": b'{"schema_version": 3}',
+}
+
+
+@pytest.mark.parametrize("content", RECORDS.values(), ids=RECORDS)
+def test_a_record_that_cannot_be_read_is_refused_by_name_and_stops_no_rotation(tmp_path, caplog, content):
+    paths = [make(tmp_path, step) for step in range(1, 5)]
+    (paths[2] / "checkpoint.json").write_bytes(content)
+    with pytest.raises(UserError, match="step-00000003.*(damaged|version)"):
+        catalogue.read_record(paths[2])
+    (paths[3] / "checkpoint.json").write_bytes(catalogue.record_bytes({}, "fp32", None, {}, {"tp": 1}))
+    assert catalogue.rotate_checkpoints(tmp_path, keep=(), known_sound={paths[3]}) == [paths[0]]
+    with caplog.at_level(logging.WARNING):
+        assert catalogue.newest_portable(tmp_path) == paths[1]
+    assert "No run can go on from" in caplog.text
+
+
 def test_rotation_clears_what_a_killed_process_left(tmp_path):
     make(tmp_path, 1)
     (tmp_path / "checkpoints" / "step-00000002.123.partial").mkdir()

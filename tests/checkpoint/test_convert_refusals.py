@@ -1,5 +1,7 @@
 """What `convert` does not convert, and says so."""
 
+import errno
+import resource
 import shutil
 
 import orjson
@@ -167,3 +169,16 @@ def test_places_without_a_checkpoint_and_places_taken_are_refused(copies, tmp_pa
         to_huggingface(copies / "checkpoint", copies / "single")
     with pytest.raises(UserError, match="already exists"):
         from_huggingface(copies / "single", copies / "checkpoint")
+
+
+@pytest.mark.parametrize(("convert", "source"), [(to_huggingface, "checkpoint"), (from_huggingface, "single")])
+def test_a_disk_that_refuses_the_weights_is_an_error_of_the_system_and_nothing_remains(originals, tmp_path, convert, source):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as refused:
+            convert(originals / source, tmp_path / "converted")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []

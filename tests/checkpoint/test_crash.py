@@ -1,6 +1,8 @@
 """A checkpoint is old or new at every file operation that fails or at which the process dies, and never half."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from megatron_exp import files
 from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.saving import SavingCheckpoint, save_checkpoint
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from tests.model.tiny import running, train, trainable
 
 CALLS = ("_write", "_fsync", "_rename", "_fsync_directory")
@@ -95,11 +97,61 @@ def test_a_full_disk_is_the_users_to_mend_and_says_what_is_free(model, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("call", [3, -8], ids=["while a thread writes", "while the main rank seals"])
+def test_a_faulty_disk_is_the_machines_and_the_run_is_to_be_started_again(model, tmp_path, monkeypatch, call) -> None:
+    with failing(monkeypatch, 0, OSError()) as made:
+        save_checkpoint(tmp_path / "whole", *model, {})
+    broken = OSError(errno.EIO, "Input/output error")
+    with failing(monkeypatch, call % len(made), broken), pytest.raises(InterruptedRunError, match="Input/output"):
+        save_checkpoint(tmp_path / "one", *model, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_large_tensor_is_still_called_full(layout, tmp_path, monkeypatch) -> None:
+    """PyTorch's writer loses the error of its stream and raises one about positions."""
+    large = trainable(layout, layers=1, hidden=128, ffn=4096)
+
+    def quota(file, data):
+        if len(data) > 1 << 20:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        file.write(data)
+
+    monkeypatch.setattr(files, "_write", quota)
+    with pytest.raises(UserError, match="Disk quota exceeded"):
+        save_checkpoint(tmp_path / "one", *large, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_a_folder_is_full_too(model, tmp_path, monkeypatch) -> None:
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left.* are free"):
+        patch.setattr(Path, "mkdir", full)
+        save_checkpoint(tmp_path / "one", *model, {})
+
+
 def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_checkpoint_counts(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(files, "reread_sha256", lambda path: "0" * 64)
-    with pytest.raises(UserError, match="other bytes than were written"):
+    with pytest.raises(InterruptedRunError, match="other bytes than were written"):
         save_checkpoint(tmp_path / "one", *model, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "metadata.json", "checkpoint.json", "files.json", "COMPLETE"])
+def test_a_disk_that_damages_any_file_is_noticed_while_the_older_checkpoint_is_still_there(model, tmp_path, monkeypatch, name) -> None:
+    def damaging(source, target):
+        os.rename(source, target)
+        if Path(target).name == name:
+            data = bytearray(Path(target).read_bytes())
+            data[len(data) // 2] ^= 1
+            Path(target).write_bytes(data)
+
+    save_checkpoint(catalogue.checkpoint_path(tmp_path, 1), *model, {"step": 1})
+    monkeypatch.setattr(files, "_rename", damaging)
+    with pytest.raises(InterruptedRunError, match=f"other bytes than were written: .*{name}"):
+        save_checkpoint(catalogue.checkpoint_path(tmp_path, 2), *model, {"step": 2})
+    assert [step for step, _ in catalogue.list_checkpoints(tmp_path)] == [1]
 
 
 def test_what_is_written_in_the_background_is_the_state_at_its_beginning(layout, tmp_path) -> None:

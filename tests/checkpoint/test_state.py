@@ -116,9 +116,10 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
     save_checkpoint(portable, *whole, {})
     save_checkpoint(parallel, *whole, {}, is_portable=False)
     record = orjson.loads((parallel / "checkpoint.json").read_bytes())
-    record["division"] |= {"tp": 2, "buckets": "another"}
+    record["division"] |= {"virtual": 2, "buckets": "another"}
     (parallel / "checkpoint.json").write_bytes(orjson.dumps(record))
-    with pytest.raises(UserError, match=r"at tp 2, pp 1 and .* are tp 1, pp 1.*can load is .*step-00000001: .*moved step-00000002 out of"):
+    told = r"at tp 1, pp 1, virtual 2 and loads only there.*here are tp 1, pp 1, virtual 1.*can load is .*step-00000001: .*moved step-00000002 out of"
+    with pytest.raises(UserError, match=told):
         load_checkpoint(parallel, *trainable(layout), is_checked=True)
     load_checkpoint(parallel, tiny_model(layout), None, is_checked=True)
     shutil.rmtree(portable)
@@ -146,3 +147,15 @@ def test_a_checkpoint_loads_into_layers_that_write_an_empty_state_and_into_layer
                 resumed = trainable(layout, seed=1)
                 load_checkpoint(saved, *resumed)
                 assert same_weights(into[0], weights_alone) and same_weights(into[0], resumed[0])
+
+
+@pytest.mark.parametrize(("name", "changed"), [("step", lambda step: step + 1), ("first_moment_norm", lambda norm: norm * (1 + 1e-7))])
+def test_an_optimizer_that_is_not_the_one_saved_is_noticed_when_it_is_loaded(layout, tmp_path, name, changed):
+    whole = trainable(layout)
+    train(*whole, range(2))
+    save_checkpoint(tmp_path / "one", *whole, {})
+    record = orjson.loads((tmp_path / "one" / "checkpoint.json").read_bytes())
+    record["optimizer"][name] = changed(record["optimizer"][name])
+    (tmp_path / "one" / "checkpoint.json").write_bytes(orjson.dumps(record))
+    with pytest.raises(RuntimeError, match="is not the one saved"):
+        load_checkpoint(tmp_path / "one", *trainable(layout), is_checked=True)

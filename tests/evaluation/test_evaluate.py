@@ -158,6 +158,16 @@ def test_an_earlier_state_can_be_evaluated_and_has_its_own_directory(copied):
     assert max(pq.read_table(directory / "responses.parquet")["step"].to_pylist()) <= 8
 
 
+def test_a_run_can_be_asked_in_another_precision_which_is_part_of_the_inputs(trained, evaluated, copied):
+    directory = evaluate(copied, against=trained / "twin", precision="bf16")
+    assert read(directory)["inputs"]["precision"] == "bf16" and "precision" not in read(evaluated)["inputs"]
+    exact, rounded = (pq.read_table(one / "responses.parquet")["nats"].drop_null().to_numpy() for one in (evaluated, directory))
+    assert np.allclose(exact, rounded, rtol=0.05, atol=0.05) and not np.array_equal(exact, rounded)
+    with pytest.raises(UserError, match="other inputs"):
+        evaluate(copied, against=trained / "twin")
+    assert evaluate(trained / "run", against=trained / "twin", precision="fp32") == evaluated, "what it was trained in is no other precision"
+
+
 def test_a_state_without_checkpoint_is_refused_with_those_there_are(copied):
     with pytest.raises(UserError, match="state 7 .*8, 12"):
         evaluate(copied, states=[7])

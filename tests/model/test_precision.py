@@ -10,7 +10,7 @@ import torch
 
 from megatron_exp.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_exp.errors import UserError
-from megatron_exp.model import build, olmo2, precision
+from megatron_exp.model import build, generation, olmo2, precision, scoring
 from megatron_exp.model.fp8_scaling import preserved_scaling
 from megatron_exp.model.optimizer import buffer_config, build_optimizer, megatron_optimizer_config, overlaps
 from megatron_exp.model.precision import RECIPES, check_fp8, choose_implementation, effective_precision, is_tested_engine
@@ -98,6 +98,35 @@ def test_short_pieces_of_a_sequence_are_refused(hopper):
     shape = resolve_shape(ModelConfig(preset="olmo2-1b"), 100_278, 72)
     with pytest.raises(UserError, match=r"geometry.sequence_length / training.parallel.cp .* is 36"):
         check_fp8(shape, on_gpu(cp_size=2), "blockwise")
+
+
+def test_blocks_of_128_are_asked_for_where_ranks_gather_them(hopper):
+    divided = dataclasses.replace(on_gpu(tp_size=2), sequence_parallel=True)
+    check_fp8(SHAPE, divided, "blockwise")
+    short = dataclasses.replace(SHAPE, sequence_length=128)
+    check_fp8(short, on_gpu(tp_size=2), "blockwise")
+    check_fp8(short, divided, "tensorwise")
+    with pytest.raises(UserError, match=r"multiples of 128, but geometry.sequence_length .* is 64"):
+        check_fp8(short, divided, "blockwise")
+    with pytest.raises(UserError, match=r"multiples of 128, but model.hidden is 192"):
+        check_fp8(dataclasses.replace(SHAPE, hidden=192), divided, "blockwise")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("sequence_parallel", "cp_size"), [(False, 1), (True, 1), (True, 2)])
+def test_what_is_scored_is_padded_to_the_sides_that_the_recipe_multiplies(recipe, sequence_parallel, cp_size):
+    layout = dataclasses.replace(on_gpu(tp_size=2, cp_size=cp_size), sequence_parallel=sequence_parallel)
+    model = types.SimpleNamespace(layout=layout, fp8_recipe=recipe)
+    needed = {"mxfp8": 32, "blockwise": 128 if sequence_parallel else 16}.get(recipe, 16)
+    for length in (1, 17, 300):
+        padded = scoring._padded_length(model, length)
+        assert padded >= length and padded // cp_size // (2 if sequence_parallel else 1) % needed == 0
+
+
+def test_rows_that_are_continued_are_filled_up_to_the_multiple_of_the_recipe(monkeypatch):
+    monkeypatch.setattr(generation, "StaticInferenceContext", lambda rows, positions: rows)
+    for recipe, rows in (("tensorwise", 16), ("mxfp8", 32), (None, 3)):
+        assert generation.CachedReader(types.SimpleNamespace(layout=layout_of(), fp8_recipe=recipe), 3, 8)._read == rows
 
 
 def test_the_precision_of_every_kind_of_product_is_read_off_the_layers(monkeypatch):

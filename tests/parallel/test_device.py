@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from megatron_exp.errors import InterruptedRunError, UserError
 from megatron_exp.parallel import device as devices
-from megatron_exp.parallel.device import _with_cpu_names, has_cuda
+from megatron_exp.parallel.device import _with_cpu_names, choose_device, has_cuda
 from tests.model.tiny import running
 
 needs_cpu = pytest.mark.skipif(has_cuda(), reason="nothing is adapted where there is CUDA")
@@ -52,3 +53,16 @@ def test_processes_alone_can_start_again_after_stopping():
             assert (layout.rank, layout.world_size, layout.is_main, layout.is_first_stage, layout.is_last_stage) == (0, 1, True, True, True)
             assert layout.broadcast("value") == "value"
             assert layout.gather_replicas(3) == [3]
+
+
+@pytest.mark.parametrize(("job", "error"), [(None, UserError), ("7", InterruptedRunError)])
+def test_more_processes_than_gpus_are_refused_with_both_numbers_and_a_job_may_start_again(monkeypatch, job, error):
+    monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    made_current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    assert choose_device(1) == torch.device("cuda", 1)
+    with pytest.raises(error, match="At least 4 processes.*sees 2 GPUs"):
+        choose_device(3)
+    assert made_current == [1]

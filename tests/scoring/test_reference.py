@@ -149,6 +149,16 @@ def test_a_reference_that_is_not_there_is_refused(world, second, tmp_path, refer
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reference_can_be_asked_in_another_precision_and_is_another_one_then(world, second, tmp_path):
+    with opened_reference(world / "twin", None, config_of(world), "bf16") as (model, _):
+        identity = model.identity.record()
+    exact = second.record["reference"]
+    assert identity["precision"] == "bf16" and "precision" not in exact
+    assert identity["fingerprint"] != exact["fingerprint"] and identity["relation"] == "twin"
+    with opened_reference(world / "twin", None, config_of(world), "fp32") as (model, _):
+        assert model.identity.fingerprint == exact["fingerprint"], "what it was trained in is no other precision"
+
+
 def test_a_reference_that_never_saw_this_tokenizer_is_refused(world, tmp_path):
     texts = (world / "texts.jsonl").read_bytes().splitlines()
     other = toy.make_corpus_of(tmp_path, [orjson.loads(line)["text"].upper() for line in texts])

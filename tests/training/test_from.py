@@ -4,13 +4,19 @@ from pathlib import Path
 
 import orjson
 import pytest
+import torch
 
 from megatron_exp.checkpoint.catalogue import checkpoint_path, read_record
 from megatron_exp.checkpoint.convert import from_huggingface, to_huggingface
+from megatron_exp.checkpoint.saving import save_checkpoint
+from megatron_exp.config.schema import OptimizerConfig
 from megatron_exp.errors import UserError
 from megatron_exp.evaluation.subjects import open_reference, open_run
 from megatron_exp.run_record import RunRecord
+from megatron_exp.training.origin import Origin, load_origin
 from megatron_exp.training.train import FINISHED, REQUEUE, train
+from tests.model.tiny import randomize, running, tiny_model
+from tests.model.tiny import weights as exact_weights
 from tests.training.compare import losses, weights
 from tests.training.toy import STEPS
 
@@ -54,6 +60,19 @@ def test_a_converted_model_gives_its_weights_to_a_fresh_optimizer(manifest: Path
     assert train(manifest, run, begin_from=tmp_path / "converted", overrides=KEPT, stop_at=1) == REQUEUE
     assert read_record(checkpoint_path(run, 1))["optimizer"]["step"] == 1
     assert RunRecord.open(run).history().series("loss").values[0] < losses(whole_run)[0] - 0.3
+
+
+def test_16_bit_training_begins_with_the_fp32_weights_that_were_stored_and_not_with_rounded_ones(tmp_path: Path) -> None:
+    with running() as layout:
+        source = tiny_model(layout)
+        randomize(source)
+        save_checkpoint(tmp_path / "fp32", source, None, {})
+        origin = Origin("", str(tmp_path / "fp32"), "", 0, has_optimizer=False)
+        model = tiny_model(layout, "bf16", seed=1)
+        optimizer = load_origin(origin, model, OptimizerConfig())
+        masters = torch.cat([parameter.flatten() for _, parameter, _ in optimizer._states()])
+        assert torch.equal(masters.sort().values, torch.cat([weight.flatten() for weight in exact_weights(source)]).sort().values)
+        assert all(torch.equal(mine, stored.bfloat16()) for mine, stored in zip(exact_weights(model), exact_weights(source), strict=True))
 
 
 def test_another_shape_or_tokenizer_is_refused_before_anything_is_written(
