@@ -43,8 +43,8 @@ def assert_same_run(run: Path, reference: Path) -> None:
     assert losses(run) == pytest.approx(losses(reference), rel=1e-4)
     assert answers(run) == pytest.approx(answers(reference), abs=1e-3)
     assert measured(run, "validation_loss") == pytest.approx(measured(reference, "validation_loss"), rel=1e-4)
-    for part in ("input", "hidden", "output"):
-        assert measured(run, "norms", part) == pytest.approx(measured(reference, "norms", part), rel=1e-4)
+    for key in [("norms", part) for part in ("input", "hidden", "output")] + [("layer_norms", layer) for layer in ("0", "1")]:
+        assert measured(run, *key) == pytest.approx(measured(reference, *key), rel=1e-4)
 
 
 @pytest.fixture(scope="module")

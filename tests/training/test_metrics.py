@@ -1,5 +1,6 @@
 """Speed is that of the model, whatever the layout, and what is written is what TensorBoard shows."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,10 +9,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_exp.config.schema import ModelConfig
+from megatron_exp.model.parts import PARTS
 from megatron_exp.model.presets import resolve_shape
 from megatron_exp.stream.slot import Geometry
 from megatron_exp.training.hooks import metrics
 from megatron_exp.training.metrics_log import MetricsLog
+from megatron_exp.training.norms import weight_norms
+from tests.model.tiny import randomize, running, tiny_model
 
 
 def a_run(world_size: int, seconds: float) -> Any:
@@ -47,3 +51,15 @@ def test_tensorboard_shows_every_number_of_every_line(tmp_path: Any) -> None:
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 2.5), (2, 2.25)]
     assert [event.value for event in board.Scalars("norms/output")] == [3.0]
+
+
+def test_weight_norms_are_those_of_all_weights_of_a_part_and_of_a_layer():
+    with running() as layout:
+        model = tiny_model(layout)
+        randomize(model)
+        norms = weight_norms(model)
+        weights = {name: weight.detach().double().square().sum() for name, weight in model.chunks[0].named_parameters()}
+    for layer, norm in norms.layers.items():
+        assert norm == pytest.approx(math.sqrt(sum(square for name, square in weights.items() if f".layers.{layer}." in name)))
+    for start, part in PARTS.items():
+        assert norms.parts[part] == pytest.approx(math.sqrt(sum(square for name, square in weights.items() if name.startswith(start))))

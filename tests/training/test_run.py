@@ -91,6 +91,7 @@ def test_metrics_name_state_attempt_and_tokens_and_count_what_was_rewritten(mani
     for experiment, cells in counts.items():
         assert lines[-1]["modified_tokens"][experiment] == sum(cell["tokens"] for cell in cells.values())
     assert lines[-1]["norms"].keys() == {"input", "hidden", "output"}
+    assert list(lines[-1]["layer_norms"]) == ["0", "1"]
     assert [line["step"] for line in metrics(whole_run) if "validation_loss" in line] == [0, 6, 12]
 
 

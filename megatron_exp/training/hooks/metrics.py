@@ -52,7 +52,7 @@ class MetricsHook(Hook):
     def on_step(self, run: Run) -> None:
         norms = weight_norms(run.model) if run.step % NORMS_EVERY == 0 or run.is_over else None
         if self._log:
-            self._log.write(run.step, self._values(run) | ({"norms": norms} if norms else {}))
+            self._log.write(run.step, self._values(run) | ({"norms": norms.parts, "layer_norms": norms.layers} if norms else {}))
 
     def on_checkpoint(self, run: Run) -> None:
         del run
