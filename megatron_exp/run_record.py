@@ -109,14 +109,18 @@ class RunRecord:
         return self.record["manifest"]["fingerprint"]
 
     def open_manifest(self) -> Manifest:
-        """The manifest the run was trained on, with the corpus where the run found it; UserError where another lies in its place."""
+        """The manifest the run was trained on, with the corpus where the run found it, if that is still there.
+
+        Raises UserError where another manifest lies in its place.
+        """
         manifest = Manifest.open(self.manifest_path)
         if manifest.fingerprint != self.manifest_fingerprint:
             raise UserError(
                 f"The run {self.path} was trained on a manifest with fingerprint {self.manifest_fingerprint[:12]}, but {manifest.path} now has "
                 f"{manifest.fingerprint[:12]}. Put the manifest it was trained on back in its place."
             )
-        return replace(manifest, moved_corpus=Path(self.record["corpus"]["path"]))
+        found = Path(self.record["corpus"]["path"])
+        return replace(manifest, moved_corpus=found) if found.is_dir() else manifest
 
     @property
     def pairing(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import orjson
 
 from megatron_exp import files
 from megatron_exp.errors import UserError
+from megatron_exp.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ def list_directories(run_dir: Path) -> list[tuple[int, Path]]:
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run that have their marker, as (step, path), oldest first; content is not read."""
     return [(step, path) for step, path in list_directories(run_dir) if (path / MARKER).is_file()]
+
+
+def is_finished(run: RunRecord) -> bool:
+    """Whether nothing is left to do. The last update alone does not say so: validation, probes and the last checkpoint come after it."""
+    return run.record.get("state") == "finished" or any(step >= run.num_steps for step, _ in list_checkpoints(run.path))
 
 
 def seal(directory: Path, hashes: Mapping[str, str]) -> dict[str, str]:

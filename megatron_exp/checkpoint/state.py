@@ -123,9 +123,10 @@ def _check_optimizer(directory: Path, record: dict[str, Any], optimizer: Optimiz
     portable = catalogue.newest_portable(directory.parent.parent)
     there = [path for _, path in catalogue.list_directories(directory.parent.parent)]
     newer = [path.name for path in there[there.index(portable) + 1 :]] if portable else []
+    here_too = f", or here after you have moved {', '.join(newer)} out of {directory.parent}" if newer else ""
     remedy = (
-        f"The newest checkpoint that any layout can load is {portable}: go on from it in a new directory (--resume {portable} --out NEW), or here after you "
-        f"have moved {', '.join(newer)} out of {directory.parent}. Or use the old layout"
+        f"The newest checkpoint that any layout can load is {portable}: go on from it in a new directory (--resume {portable} --out NEW){here_too}. "
+        "Or use the old layout"
         if portable
         else "The run has none that any layout can load. Use the old layout"
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_exp.checkpoint.catalogue import list_checkpoints
+from megatron_exp.checkpoint.catalogue import is_finished, list_checkpoints
 from megatron_exp.run_record import METRICS_NAME, History, RunRecord
 
 _RECENT_STEPS = 50
@@ -81,11 +81,6 @@ def status(run_dir: Path, now: datetime | None = None) -> RunStatus:
         reason=reason,
         advice=_advice(run, state, reason, last_checkpoint),
     )
-
-
-def is_finished(run: RunRecord) -> bool:
-    """Whether nothing is left to do. The last update alone does not say so: validation, probes and the last checkpoint come after it."""
-    return run.record.get("state") == "finished" or any(step >= run.num_steps for step, _ in list_checkpoints(run.path))
 
 
 def stop_reason(folder: Path) -> str | None:

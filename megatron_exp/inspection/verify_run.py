@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from megatron_exp.checkpoint.catalogue import list_checkpoints, list_directories, verify_checkpoint
+from megatron_exp.checkpoint.catalogue import is_finished, list_checkpoints, list_directories, verify_checkpoint
 from megatron_exp.errors import UserError
 from megatron_exp.inspection.findings import Finding
-from megatron_exp.inspection.status import is_finished
 from megatron_exp.inspection.targets import Target
 from megatron_exp.inspection.verify_manifest import verify_manifest
 from megatron_exp.inspection.verify_segments import verify_segments

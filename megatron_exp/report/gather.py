@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megatron_exp.checkpoint.catalogue import is_finished
 from megatron_exp.control.segments import read_segments, segment_rows
 from megatron_exp.errors import UserError
 from megatron_exp.files import require_file
@@ -84,7 +85,7 @@ class Inputs:
 
     @property
     def finished(self) -> bool:
-        return self.last_step >= self.run.num_steps
+        return is_finished(self.run)
 
 
 def gather(run_dir: Path, against: Path | None) -> Inputs:

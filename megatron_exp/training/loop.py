@@ -1,11 +1,16 @@
 """The training loop. Everything but the update itself is a hook."""
 
+import contextlib
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from megatron_exp.errors import UserError
 from megatron_exp.model.step import train_step
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run, Update
+
+logger = logging.getLogger(__name__)
 
 
 def train_loop(run: Run, hooks: Sequence[Hook]) -> None:
@@ -22,8 +27,18 @@ def train_loop(run: Run, hooks: Sequence[Hook]) -> None:
             hook.on_end(run)
     except BaseException as error:
         for hook in hooks:
-            hook.on_error(run, error)
+            with said(hook):
+                hook.on_error(run, error)
         raise
+
+
+@contextlib.contextmanager
+def said(hook: Hook) -> Iterator[None]:
+    """A disk that also refuses what HOOK notes about an error must not take that error's place, nor the other hooks' turn."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        logger.warning("%s could not note how the run ended: %s", type(hook).__name__, error)
 
 
 def update(run: Run) -> Update:

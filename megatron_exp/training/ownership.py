@@ -87,22 +87,34 @@ class Ownership:
 
     def require(self) -> None:
         """UserError where another process has taken the directory over."""
-        found = _read(self._path.parent)
-        if found is None or _claim(found) != _claim(self._record):
-            by = f"process {found['process']} on {found['host']}" if found else "another process, which has ended since"
+        if not self.is_ours:
+            found = _read(self._path.parent)
+            by = f"process {found['process']} on {found['host']}" if found else "another process, which has ended since, or owner.json was removed"
             raise UserError(
                 f"{self._path.parent} was taken over by {by}. This process stops here and writes no more into it. Start only one `train` per run directory."
             )
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other process has taken the directory over."""
+        found = _read(self._path.parent)
+        return found is not None and _claim(found) == _claim(self._record)
+
     def release(self) -> None:
-        """Let the next one in at once; leaves the file alone where it is another's by now, and nothing where nothing else was written."""
+        """Let the next one in at once; leaves the file alone where it is another's by now, and nothing where nothing else was written.
+
+        Raises nothing: it is called on the way out, mostly with an error that says more.
+        """
         if not self._record:
             return
         self._over.set()
-        self._beating.join()
-        found = _read(self._path.parent)
-        if found and _claim(found) == _claim(self._record):
-            self._path.unlink(missing_ok=True)
+        if self._beating.is_alive():
+            self._beating.join()
+        try:
+            if self.is_ours:
+                self._path.unlink()
+        except (OSError, UserError) as error:
+            logger.warning("%s stays (%s); the next `train` sees that this process has ended.", self._path, error)
         if self._made_directory:
             with contextlib.suppress(OSError):  # it holds a run
                 self._path.parent.rmdir()
@@ -110,8 +122,7 @@ class Ownership:
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             try:
-                found = _read(self._path.parent)
-                if found is None or _claim(found) != _claim(self._record):
+                if not self.is_ours:
                     return  # `require` says so where it can be said
                 self._record["beat"] += 1
                 self._write()

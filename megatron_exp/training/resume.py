@@ -145,4 +145,4 @@ def _named(plan: Plan, path: Path) -> Path:
             f"--resume {path} goes back to step {step}, but {plan.directory} has newer checkpoints ({', '.join(newer)}), and results are never overwritten. "
             "Move them away first, train into another directory, or use --resume auto."
         )
-    return path
+    return path.resolve()  # the run that it is of lies two folders up, whatever name it was given

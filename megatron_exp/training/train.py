@@ -113,7 +113,7 @@ def train(
             twins = on_main(layout, lambda: [twin_losses(plan, path) for path in against])
             run = assemble(plan, layout, beginning)
             try:
-                record = RecordHook(list(overrides), beginning.checkpoint)
+                record = RecordHook(list(overrides), beginning.checkpoint, owner)
                 with open_directory(run, owner) as written, under_way():
                     hooks = make_hooks(run, written, record, StopHook(stop_at), twins)
                     train_loop(run, [watchdog, *hooks, StragglerHook()])

@@ -3,6 +3,7 @@ import shutil
 import orjson
 import pytest
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 
 from megatron_exp.checkpoint import catalogue
 from megatron_exp.checkpoint.saving import save_checkpoint
@@ -128,14 +129,17 @@ def test_a_parallel_checkpoint_of_another_division_is_refused_and_a_portable_one
 
 
 @pytest.mark.parametrize("with_state_first", [True, False])
-def test_a_checkpoint_loads_into_layers_that_write_an_empty_state_and_into_layers_that_write_none(layout, tmp_path, monkeypatch, with_state_first):
-    """Transformer Engine's norms write one, PyTorch's do not: weights and a run go from one to the other."""
-    names = {"get_extra_state": lambda norm: torch.empty(0, dtype=torch.uint8), "set_extra_state": lambda norm, state: None}
+def test_a_checkpoint_loads_into_layers_that_write_a_state_of_their_own_and_into_layers_that_write_none(
+    layout, tmp_path, monkeypatch, with_state_first
+):
+    """Transformer Engine's norms write an empty one and its linear layers their history of FP8: weights and a run go from them to PyTorch's, and back."""
+    states = {RMSNorm: torch.empty(0, dtype=torch.uint8)} | dict.fromkeys((ColumnParallelLinear, RowParallelLinear), torch.arange(8).byte())
     saved, into = tmp_path / "saved", []
     for has_state in (with_state_first, not with_state_first):
         with monkeypatch.context() as patch:
-            for name, method in names.items() if has_state else ():
-                patch.setattr(RMSNorm, name, method, raising=False)
+            for kind, state in states.items() if has_state else ():
+                patch.setattr(kind, "get_extra_state", lambda layer, state=state: state, raising=False)
+                patch.setattr(kind, "set_extra_state", lambda layer, state: None, raising=False)
             if not into:
                 model, optimizer = trainable(layout)
                 train(model, optimizer, [0])

@@ -162,6 +162,14 @@ def test_a_run_whose_checkpoints_are_gone_repeats_its_recorded_decisions(control
     assert_same_run(run, whole)
 
 
+def test_a_run_resumed_elsewhere_from_state_0_asks_its_probes_once(data: Path, run: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(data, "manifest-kept-0", experiments=CONTROLLED[:1], training={"checkpoint": {"keep": [0]}})
+    assert train(manifest, tmp_path / "first", stop_at=1) == REQUEUE
+    assert train(manifest, run, resume=str(checkpoint_path(tmp_path / "first", 0)), stop_at=1) == REQUEUE
+    rows = [pq.read_table(found / "probes.parquet").num_rows for found in (tmp_path / "first", run)]
+    assert rows[0] == rows[1] > 0
+
+
 def test_segments_that_a_checkpoint_covers_are_written_again_where_they_are_gone(controlled: Path, whole: Path, run: Path) -> None:
     assert train(controlled, run, resume=str(checkpoint_path(whole, 8))) == FINISHED
     assert files(run) == files(whole)

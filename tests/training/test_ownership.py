@@ -1,5 +1,6 @@
 """One `train` per run directory: a living owner is respected, a dead one is not waited for, and a displaced one writes no more."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,16 +9,19 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
 
-from megatron_exp.errors import UserError
+from megatron_exp.errors import InterruptedRunError, UserError
 from megatron_exp.files import write_file
 from megatron_exp.ledger import read_ledger
+from megatron_exp.run_record import RECORD_NAME
 from megatron_exp.training import ownership
 from megatron_exp.training import train as trainer
 from megatron_exp.training.hooks.ledger import LEDGER_NAME, LedgerHook
+from megatron_exp.training.hooks.owner import OwnerHook
 from megatron_exp.training.ownership import OWNER_NAME, Ownership, refuse_if_owned
 from tests.training.processes import training
 
@@ -67,6 +71,43 @@ def test_a_claim_that_came_to_nothing_leaves_nothing_behind(tmp_path: Path) -> N
     with Ownership(tmp_path) as owner:
         owner.claim(1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_the_disk_refuses_is_that_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(ownership, "write_file", full)
+    with pytest.raises(OSError, match="No space left"), Ownership(tmp_path / "new") as owner:
+        owner.claim(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_the_release_does_not_hide_why_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with pytest.raises(InterruptedRunError, match="the disk failed"), Ownership(tmp_path) as owner:
+        owner.claim(1)
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise InterruptedRunError("the disk failed")
+
+
+def test_a_displaced_attempt_leaves_the_record_to_the_other(manifest: Path, run: Path) -> None:
+    found = []
+
+    class TakeOver(OwnerHook):
+        """Another attempt claims the directory after step 2 and has entered nothing yet."""
+
+        def on_step(self, run: Any) -> None:
+            if run.step == 2:
+                found.append((run.plan.directory / RECORD_NAME).read_bytes())
+                claimed(run.plan.directory)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="was taken over"):
+        patch.setattr(trainer, "OwnerHook", TakeOver)
+        trainer.train(manifest, run)
+    assert (run / RECORD_NAME).read_bytes() == found[0]
 
 
 def test_a_living_process_of_this_machine_is_refused_and_a_killed_one_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Stopping, going on, and refusing to mix two runs."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,8 +80,12 @@ def test_without_any_sound_checkpoint_the_run_starts_again(manifest: Path, half_
     assert_same_run(half_run, whole_run)
 
 
-def test_a_named_checkpoint_is_resumed_in_a_new_directory(manifest: Path, whole_run: Path, run: Path) -> None:
-    assert train(manifest, run, resume=str(checkpoint_path(whole_run, 8))) == FINISHED
+@pytest.mark.parametrize("name", [str, os.path.basename])
+def test_a_named_checkpoint_is_resumed_in_a_new_directory(
+    manifest: Path, whole_run: Path, run: Path, name: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole_run / "checkpoints")
+    assert train(manifest, run, resume=name(checkpoint_path(whole_run, 8))) == FINISHED
     assert weights(run) == weights(whole_run)
     assert answers(run) == answers(whole_run)
     findings = verify(run)

@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
@@ -15,6 +17,8 @@ from megatron_exp.overlay.overlay import Overlay
 from megatron_exp.run_record import RunRecord
 from megatron_exp.shards.corpus import Corpus
 from megatron_exp.stream.keyed import KeyedStream
+from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.loop import train_loop
 from megatron_exp.training.record import end_attempt
 from megatron_exp.training.train import train
 from tests.training.compare import answers, losses, step_hashes, weights
@@ -102,6 +106,8 @@ def test_a_run_on_a_moved_corpus_is_verified_and_evaluated_where_the_corpus_is_n
     assert train(manifest, run, overrides=[f"corpus.path={tmp_path / 'moved'}"]) == 0
     assert verify(run) == []
     assert (evaluate(run) / "results.parquet").exists()
+    (tmp_path / "moved").rename(tmp_path / "corpus")  # what the run read was a copy, and only the corpus that was planned on is left
+    assert verify(run) == []
 
 
 def test_the_record_says_what_the_run_is_and_how_it_ended(manifest: Path, whole_run: Path) -> None:
@@ -136,6 +142,25 @@ def test_an_attempt_that_ends_is_the_newest_of_its_number(whole_run: Path, run: 
     end_attempt(run, 1, STEPS, "stopped")
     ended = RunRecord.open(run).record
     assert ([one["state"] for one in ended["attempts"]], ended["state"]) == (["killed", "stopped"], "stopped")
+
+
+def test_a_disk_that_refuses_the_record_of_an_error_hides_neither_the_error_nor_the_end_from_other_hooks() -> None:
+    ended = []
+
+    class Failing(Hook):
+        def on_start(self, run: Any, state: Any) -> None:
+            raise UserError("no room for a checkpoint")
+
+        def on_error(self, run: Any, error: BaseException) -> None:
+            raise OSError("no room for a record either")
+
+    class Other(Hook):
+        def on_error(self, run: Any, error: BaseException) -> None:
+            ended.append(str(error))
+
+    with pytest.raises(UserError, match="no room for a checkpoint"):
+        train_loop(SimpleNamespace(hook_states={}), [Failing(), Other()])
+    assert ended == ["no room for a checkpoint"]
 
 
 def test_an_error_while_training_is_entered_in_the_record_and_goes_on(data: Path, run: Path) -> None:

@@ -57,8 +57,10 @@ class LedgerHook(Hook):
         self._close()
 
     def _write(self, run: Run) -> None:
+        if not self._waiting:
+            return  # on every process: all have made the same steps
         require_owned(run.layout, self._ownership)
-        if run.layout.world_size > run.layout.dp_size and self._waiting:
+        if run.layout.world_size > run.layout.dp_size:
             refuse_disagreement(run.layout, self._waiting)
         parts = [self._waiting] if run.layout.dp_size == 1 else run.layout.gather_replicas(self._waiting)
         self._waiting = []

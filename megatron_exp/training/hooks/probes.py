@@ -13,6 +13,7 @@ from megatron_exp.control.answers import answers_of
 from megatron_exp.errors import UserError
 from megatron_exp.files import write_file
 from megatron_exp.manifest.schema import PROBES, SCHEMA_VERSION
+from megatron_exp.parallel.agreement import on_main
 from megatron_exp.scoring.probes import score_probes
 from megatron_exp.training.hooks.base import Hook
 from megatron_exp.training.run import Run
@@ -39,12 +40,15 @@ class ProbeHook(Hook):
         del state
         self._probes = live_probes(run.plan.manifest.probes(), "twin" if run.plan.baseline else "run")
         self._due = due_states(self._probes, run.plan.num_steps)
-        if run.layout.is_main:
-            self._written = read_answers(self._path(run))
-            if run.resumed_from and not self._path(run).exists():
-                self._take_over(run, run.resumed_from.parent.parent / PROBES_NAME)
+        on_main(run.layout, lambda: self._recall(run))
         if run.step == 0:
             self.on_step(run)
+
+    def _recall(self, run: Run) -> None:
+        """What was answered before this attempt, on the main process."""
+        self._written = read_answers(self._path(run))
+        if run.resumed_from and run.step and not self._path(run).exists():  # state 0 is asked again
+            self._take_over(run, run.resumed_from.parent.parent / PROBES_NAME)
 
     def _take_over(self, run: Run, path: Path) -> None:
         """Make the answers up to the checkpoint, which another run directory has at PATH, this one's: nobody asks them again."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from megatron_exp.errors import UserError
 from megatron_exp.training.hooks.base import Hook
+from megatron_exp.training.ownership import Ownership
 from megatron_exp.training.record import begin_attempt, end_attempt, is_newest
 from megatron_exp.training.run import Run
 
@@ -15,9 +16,11 @@ class RecordHook(Hook):
     in time, it finds the next one in the record before it writes another checkpoint.
     """
 
-    def __init__(self, overrides: list[str], resumed_from: str | None):
+    def __init__(self, overrides: list[str], resumed_from: str | None, ownership: Ownership | None = None):
+        """`ownership`: of the main process; what another one has taken over by then is not written."""
         self._overrides = overrides
         self._resumed_from = resumed_from
+        self._ownership = ownership
         self._is_entered = False
 
     def on_start(self, run: Run, state: Any) -> None:
@@ -35,9 +38,13 @@ class RecordHook(Hook):
             )
 
     def on_end(self, run: Run) -> None:
-        if self._is_entered:
-            end_attempt(run.plan.directory, run.attempt, run.step, "finished" if run.is_over else "stopped")
+        self._end(run, "finished" if run.is_over else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
-        if self._is_entered:
-            end_attempt(run.plan.directory, run.attempt, run.step, "failed", error)
+        self._end(run, "failed", error)
+
+    def _end(self, run: Run, state: str, error: BaseException | None = None) -> None:
+        """Once: an error while the other hooks end takes nothing back."""
+        if self._is_entered and (self._ownership is None or self._ownership.is_ours):
+            end_attempt(run.plan.directory, run.attempt, run.step, state, error)
+        self._is_entered = False
