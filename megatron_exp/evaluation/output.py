@@ -56,7 +56,7 @@ def existing(directory: Path, inputs: dict[str, Any], *, overwrite: bool) -> boo
     path = directory / RESULTS_NAME
     if not path.is_file() or orjson.loads(path.read_bytes()).get("inputs") != inputs:
         raise UserError(
-            f"{directory} holds an evaluation of other inputs (another twin or precision, other experiments or states, newer checkpoints, or another version of "
+            f"{directory} holds an evaluation of other inputs (another twin or precision, other experiments or states, newer checkpoints, another version of "
             "this program). Give --overwrite to compute it again, or move it away to keep it."
         )
     return True
