@@ -99,7 +99,7 @@ class Timed(Hook):
 class Pacer(Hook):
     """The last hook: after every block of the trainer's steps the rivals do as many, on the trainer's own batches."""
 
-    def __init__(self, block: int, pairs: int, costs: dict[str, Cost], rivals: dict[str, Callable[[MicroBatches], None]]):
+    def __init__(self, block: int, pairs: int, costs: dict[str, Cost], rivals: dict[str, Callable[[MicroBatches], object]]):
         self._block, self._pairs, self._costs, self._rivals = block, pairs, costs, rivals
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.cpu_seconds: dict[str, list[float]] = defaultdict(list)
@@ -154,7 +154,7 @@ def synchronize(layout: Layout) -> None:
         torch.cuda.synchronize()
 
 
-def timed(layout: Layout, step: Callable[[MicroBatches], None], batches: list[MicroBatches]) -> Clock:
+def timed(layout: Layout, step: Callable[[MicroBatches], object], batches: list[MicroBatches]) -> Clock:
     """What a block of a rival takes."""
     begin = Clock.now()
     for batch in batches:
@@ -210,11 +210,11 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
     run = assemble(plan_of_run, layout, Beginning(1, 0, None))
     shape, precision = run.model.shape, run.model.precision
     bare = BareLoop(shape, layout, precision)
-    rivals: dict[str, Callable[[MicroBatches], None]] = {"bare": bare.step}
+    rivals: dict[str, Callable[[MicroBatches], object]] = {"bare": bare.step}
     if not options.without_plain:
         rivals["plain"] = PlainLoop(shape, layout.device, run.model.dtype).step
     if options.update_alone:
-        rivals["update"] = lambda batches: _discard(train_step(run.model, run.optimizer, [MicroBatch(*part) for part in batches]))
+        rivals["update"] = lambda batches: train_step(run.model, run.optimizer, [MicroBatch(*part) for part in batches])
     costs: dict[str, Cost] = defaultdict(Cost)
     pacer, feed = Pacer(options.steps_per_block, options.pairs, costs, rivals), TimedFeed(run)
     try:
@@ -226,11 +226,6 @@ def measure(manifest: Path, directory: Path, options: argparse.Namespace) -> dic
         run.feed.close()
         layout.stop()
     return summary(run, pacer, costs, feed, options)
-
-
-def _discard(value: object) -> None:
-    """Nothing of a rival's step is used."""
-    del value
 
 
 def summary(run: Run, pacer: Pacer, costs: dict[str, Cost], feed: TimedFeed, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import shutil
 from collections.abc import Iterator
 from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
+
+import orjson
 
 from megatron_exp.errors import UserError
 
@@ -317,6 +319,18 @@ def require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file; {what} was expected there. Check the path.")
     return path
+
+
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file; a UserError that ends in REMEDY where there is no file, no JSON or no object in it."""
+    path = require_file(path, what)
+    try:
+        content = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). It is damaged: {remedy}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no object, so it is not {what}. It is damaged: {remedy}.")
+    return content
 
 
 def sha256_file(path: Path) -> str:

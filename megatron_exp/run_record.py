@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from megatron_exp.errors import UserError
-from megatron_exp.files import require_file
+from megatron_exp.files import read_object
 from megatron_exp.manifest.reader import Manifest
 
 RECORD_NAME, METRICS_NAME, ALERTS_NAME, HEARTBEAT_NAME = "run.json", "metrics.jsonl", "alerts.jsonl", "heartbeat.json"
@@ -73,13 +73,8 @@ class RunRecord:
     def open(cls, path: Path) -> "RunRecord":
         """Read run.json; UserError where it is missing, damaged or of an unknown version."""
         path = Path(path)
-        file = require_file(path / RECORD_NAME, "the record of a run directory")
-        try:
-            record = orjson.loads(file.read_bytes())
-        except orjson.JSONDecodeError as error:
-            raise UserError(f"{file} is not valid JSON ({error}). The run record is damaged: restore it, or train again.") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{file} holds no object, so it is not the record of a run. It is damaged: restore it, or train again.")
+        file = path / RECORD_NAME
+        record = read_object(file, "the record of a run directory", "restore it, or train again")
         if record.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {record.get('schema_version')}, this program reads {SCHEMA_VERSION}. Use the program that wrote it."
@@ -107,6 +102,11 @@ class RunRecord:
     @property
     def manifest_fingerprint(self) -> str:
         return self.record["manifest"]["fingerprint"]
+
+    @property
+    def first_state(self) -> int:
+        """What the first attempt began with: above 0 only where that was a checkpoint of another directory, which has what was recorded before."""
+        return next((attempt["from_step"] for attempt in self.record["attempts"]), 0)
 
     def open_manifest(self) -> Manifest:
         """The manifest the run was trained on, with the corpus where the run found it, if that is still there.

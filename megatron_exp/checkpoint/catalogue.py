@@ -117,25 +117,17 @@ def read_record(directory: Path) -> dict[str, Any]:
 
     UserError where it is missing, damaged or of another version.
     """
-    path = files.require_file(Path(directory) / RECORD, "the record of a checkpoint")
-    try:
-        record = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise UserError(_damaged(path, f"is not valid JSON ({error})")) from error
-    if not isinstance(record, dict):
-        raise UserError(_damaged(path, "holds no object"))
+    path = Path(directory) / RECORD
+    remedy = "restore it from a copy, or use another checkpoint (`train --resume auto` finds the newest sound one)"
+    record = files.read_object(path, "the record of a checkpoint", remedy)
     if record.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{directory} was written with checkpoint schema {record.get('schema_version')!r}, and this version reads {SCHEMA_VERSION}. "
             "Use the version of megatron-exp that wrote it."
         )
     if missing := sorted({"shape", "precision", "optimizer", "extra"} - record.keys()):
-        raise UserError(_damaged(path, f"lacks {', '.join(missing)}"))
+        raise UserError(f"{path} lacks {', '.join(missing)}. It is damaged: {remedy}.")
     return record
-
-
-def _damaged(record: Path, found: str) -> str:
-    return f"{record} {found}, so it is damaged. Restore it from a copy, or use another checkpoint (`train --resume auto` finds the newest sound one)."
 
 
 def fingerprint_of(directory: Path) -> str:

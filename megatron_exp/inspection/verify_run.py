@@ -84,8 +84,7 @@ def _sequence(run: RunRecord, entries: list[Entry]) -> Iterator[Finding]:
     if kept < done and not finished:
         problem = f"steps {kept} to {done - 1} are not recorded yet: the process was killed, or is at work; resuming does them again"
         yield Finding(LEDGER_NAME, problem, normal=True)
-    began = next((attempt["from_step"] for attempt in run.record["attempts"]), 0)
-    if began:
+    if began := run.first_state:
         problem = f"steps 0 to {began - 1} are in the directory of the checkpoint that this run began with, and not checked here"
         yield Finding(LEDGER_NAME, problem, normal=True)
     missing = [step for step in range(began, max(kept, done if finished else 0)) if step not in present]

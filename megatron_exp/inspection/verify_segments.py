@@ -33,11 +33,10 @@ def verify_segments(target: Target, steps_done: int) -> Iterator[Finding]:
         return
     if run.baseline:
         return
-    began = next((attempt["from_step"] for attempt in run.record["attempts"]), 0)
     for segment in found:
         place = str(segment_path(run.path, segment.number))
         try:
-            yield from _problems(chain, segment, recorded, began, place)
+            yield from _problems(chain, segment, recorded, run.first_state, place)
             chain.add(segment)
         except UserError as error:
             yield Finding(place, str(error))
@@ -47,13 +46,13 @@ def verify_segments(target: Target, steps_done: int) -> Iterator[Finding]:
         yield Finding(str(path), f"it is missing, but steps were made from {chain.next_step} on, where it decides")
 
 
-def _problems(chain: Chain, segment: Segment, recorded: pa.Table, began: int, place: str) -> Iterator[Finding]:
-    """What is wrong with the next segment of the chain. `began`: the state that the run's first attempt began with."""
+def _problems(chain: Chain, segment: Segment, recorded: pa.Table, first_state: int, place: str) -> Iterator[Finding]:
+    """What is wrong with the next segment of the chain. `first_state`: of the run."""
     if chain.is_complete or segment.step != chain.next_step:
         return  # `Chain.add` says so
     answers = recorded_answers(recorded, chain.loops.values(), segment.step) if segment.number else [{}]
     if not answers:
-        is_earlier = segment.step <= began
+        is_earlier = segment.step <= first_state
         where = ": they were given in the directory of the checkpoint that this run began with" if is_earlier else ""
         yield Finding(place, f"{_PROBES_NAME} has no answers of state {segment.step}, from which it was decided{where}", normal=is_earlier)
     elif not any(_same_decisions(chain.decide(one), segment) for one in answers):

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from megatron_exp import fingerprint
 from megatron_exp.config.load import validate
 from megatron_exp.config.schema import Config
 from megatron_exp.errors import UserError
-from megatron_exp.files import require_file
+from megatron_exp.files import read_object
 from megatron_exp.manifest import schema
 from megatron_exp.manifest.overlay_index import OverlayIndex, open_index
 from megatron_exp.manifest.payloads import open_payloads
@@ -45,13 +44,8 @@ class Manifest:
     def open(cls, path: Path, is_checked: bool = True) -> "Manifest":
         """Read manifest.json; UserError where it is missing, damaged, of an unknown version, or (unless not `is_checked`) changed after it was written."""
         path = Path(path)
-        file = require_file(path / RECORD_NAME, "the record of a manifest directory")
-        try:
-            record = orjson.loads(file.read_bytes())
-        except orjson.JSONDecodeError as error:
-            raise UserError(f"{file} is not valid JSON ({error}). The manifest is damaged: plan it again.") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{file} holds no object, so it is not the record of a manifest. It is damaged: plan it again.")
+        file = path / RECORD_NAME
+        record = read_object(file, "the record of a manifest directory", "plan it again")
         if record.get("schema_version") != schema.SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {record.get('schema_version')}, this program reads {schema.SCHEMA_VERSION}. Plan the manifest again."

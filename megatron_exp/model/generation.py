@@ -32,7 +32,7 @@ class CachedReader:
         assert keeps_keys(model)
         self._model = model
         # A decoding step has one position for each row.
-        self._num_padding = -num_rows % positions_multiple(model.fp8_recipe, model.layout) if model.fp8_recipe else 0
+        self._num_padding = -num_rows % positions_multiple(model.fp8_recipe, model.layout)
         self._read = StaticInferenceContext(num_rows + self._num_padding, max_positions)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -95,9 +95,9 @@ class Optimizer:
     def take_weights(self, stored: Mapping[torch.nn.Parameter, torch.Tensor]) -> None:
         """Take over this rank's share of fp32 weights as the ones that are updated; `stored` holds those of every parameter of this rank's model."""
         for part in self._megatron.chained_optimizers:
-            for parameter, (group, place) in part.model_param_group_index_map.items():
+            for parameter in part.model_param_group_index_map:
                 share = part._get_model_param_range_map(parameter)["param"]
-                part.optimizer.param_groups[group]["params"][place].copy_(stored[parameter].view(-1)[share.start : share.end])
+                _master(part, parameter).copy_(stored[parameter].view(-1)[share.start : share.end])
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of this rank, with their settings and, in some implementations, their step counter."""
@@ -195,11 +195,16 @@ def megatron_optimizer_config(model: LanguageModel, config: OptimizerConfig, ove
     )
 
 
+def _master(part: DistributedOptimizer, model_parameter: torch.nn.Parameter) -> torch.Tensor:
+    """fp32, flat: this rank's share of a weight as it is updated."""
+    group, place = part.model_param_group_index_map[model_parameter]
+    return part.optimizer.param_groups[group]["params"][place]
+
+
 @torch.no_grad()
 def _restore_parameter(part: DistributedOptimizer, model_parameter: torch.nn.Parameter, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy a loaded weight and its moments. megatron's own also asks for a `step` there, which is stored with the group instead."""
-    group, place = part.model_param_group_index_map[model_parameter]
-    main = part.optimizer.param_groups[group]["params"][place]
+    main = _master(part, model_parameter)
     main.copy_(tensors["param"])
     for moment in _MOMENTS:
         part.optimizer.state[main][moment].copy_(tensors[moment])

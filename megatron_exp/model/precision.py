@@ -142,8 +142,10 @@ def check_fp8(shape: ModelShape, layout: Layout, recipe: str) -> None:
             )
 
 
-def positions_multiple(recipe: str, layout: Layout) -> int:
-    """The positions that one process holds of a sequence must be a multiple of this."""
+def positions_multiple(recipe: str | None, layout: Layout) -> int:
+    """The positions that one process holds of a sequence must be a multiple of this; of 1 without FP8 (recipe None)."""
+    if recipe is None:
+        return 1
     return RECIPES[recipe].gathered if layout.sequence_parallel else RECIPES[recipe].multiple
 
 

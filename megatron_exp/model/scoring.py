@@ -195,7 +195,7 @@ def _schedule(model: LanguageModel, call: _Call, use: Callable[..., Any], shape:
 
 def _padded_length(model: LanguageModel, length: int) -> int:
     """The length that can be divided over ranks, and into the multiples that FP8 products need."""
-    multiple = length_multiple(model.layout) * (positions_multiple(model.fp8_recipe, model.layout) if model.fp8_recipe else 1)
+    multiple = length_multiple(model.layout) * positions_multiple(model.fp8_recipe, model.layout)
     return -(-length // multiple) * multiple
 
 

@@ -111,9 +111,7 @@ def split_batch(layout: Layout, tokens: torch.Tensor, loss_mask: torch.Tensor) -
     Labels are made from whole slots, before the sequence is divided over context-parallel ranks.
     """
     tokens, loss_mask = sent(tokens, layout.device), sent(loss_mask, layout.device)
-    if layout.cp_size == 1:
-        return tokens[:, :-1], tokens[:, 1:], loss_mask
-    positions = batch_positions(layout, loss_mask.shape[1])
+    positions = batch_positions(layout, loss_mask.shape[1]) if layout.cp_size > 1 else slice(None)  # all, without a kernel
     return tokens[:, :-1][:, positions], tokens[:, 1:][:, positions], loss_mask[:, positions]
 
 

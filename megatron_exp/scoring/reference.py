@@ -34,14 +34,10 @@ _TWIN, _EXTERNAL = "twin", "external"
 
 
 class Found(NamedTuple):
-    """What lies at a path given as reference. fields: of `preparation.reference.ReferenceIdentity`. checkpoint: None for a Hugging Face model.
-
-    precision: what it is computed in, where that is not what it was trained in.
-    """
+    """What lies at a path given as reference. fields: of `preparation.reference.ReferenceIdentity`. checkpoint: None for a Hugging Face model."""
 
     fields: dict[str, Any]
     checkpoint: Path | None
-    precision: Precision | None = None
 
 
 class ReferenceModel:
@@ -123,7 +119,7 @@ def find_reference(path: Path, step: int | None, config: Config, corpus: Corpus,
         "differences": differences,
         "precision": other,
     }
-    return Found(fields, checkpoint, other)
+    return Found(fields, checkpoint)
 
 
 @contextlib.contextmanager
@@ -133,7 +129,7 @@ def loaded(path: Path, found: Found, corpus: Corpus) -> Iterator[ReferenceModel]
     layout = start_parallel(ParallelConfig())
     try:
         scorer = (
-            Scorer(_load(found.checkpoint, layout, found.precision))
+            Scorer(_load(found.checkpoint, layout, found.fields["precision"]))
             if found.checkpoint
             else HuggingFaceScorer.open(str(path), device=str(layout.device))
         )

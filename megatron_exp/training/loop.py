@@ -27,13 +27,13 @@ def train_loop(run: Run, hooks: Sequence[Hook]) -> None:
             hook.on_end(run)
     except BaseException as error:
         for hook in hooks:
-            with said(hook):
+            with _tolerated(hook):
                 hook.on_error(run, error)
         raise
 
 
 @contextlib.contextmanager
-def said(hook: Hook) -> Iterator[None]:
+def _tolerated(hook: Hook) -> Iterator[None]:
     """A disk that also refuses what HOOK notes about an error must not take that error's place, nor the other hooks' turn."""
     try:
         yield

@@ -1,11 +1,13 @@
 """Sizes of the weights, summed over all processes that hold a part of them."""
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from megatron_exp.model.build import LanguageModel
+from megatron_exp.model.initialization import global_name
 from megatron_exp.model.parts import PARTS, part_of
 from megatron_exp.parallel.device import sent
 from megatron_exp.training.agreement import sum_over_processes
@@ -48,8 +50,7 @@ def _counted(model: LanguageModel) -> Iterator[tuple[str, int | None, torch.Tens
     if layout.dp_rank or layout.cp_rank:
         return
     for chunk in model.chunks:
-        numbers = {f"decoder.layers.{here}.": layer.layer_number - 1 for here, layer in enumerate(chunk.decoder.layers)}
         for name, weight in chunk.named_parameters():
             if layout.tp_rank == 0 or getattr(weight, "tensor_model_parallel", False):
-                prefix = ".".join(name.split(".")[:3]) + "."
-                yield name, numbers.get(prefix), weight.detach()
+                layer = re.match(r"decoder\.layers\.(\d+)\.", global_name(chunk, name))
+                yield name, int(layer[1]) if layer else None, weight.detach()
